@@ -2,10 +2,13 @@
 //! that are named on the command line.
 
 use std::fs;
+use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context as _;
 
+use crate::config::Config;
 use crate::files;
 
 /// The command succeeded.
@@ -14,6 +17,34 @@ pub const EXIT_SUCCESS: u8 = 0;
 pub const EXIT_FAILURE: u8 = 1;
 /// The command line or the configuration is wrong.
 pub const EXIT_USAGE: u8 = 2;
+/// The command line is wrong, or a file that it names: the command exits with [`EXIT_USAGE`].
+#[derive(Debug, thiserror::Error)]
+#[error("{0:#}")]
+struct UsageError(anyhow::Error);
+
+/// Marks errors as mistakes of the caller.
+pub(super) trait OrUsage<T> {
+    /// # Errors
+    /// The same, as a mistake of the caller.
+    fn or_usage(self) -> anyhow::Result<T>;
+}
+
+impl<T, E: Into<anyhow::Error>> OrUsage<T> for Result<T, E> {
+    fn or_usage(self) -> anyhow::Result<T> {
+        self.map_err(|why| UsageError(why.into()).into())
+    }
+}
+
+/// A mistake of the caller.
+pub(super) fn usage<T>(mistake: &str) -> anyhow::Result<T> {
+    Err(anyhow::anyhow!("{mistake}")).or_usage()
+}
+
+/// The exit code of a command that failed with this error.
+pub(super) fn code_of(error: &anyhow::Error) -> u8 {
+    if error.is::<UsageError>() { EXIT_USAGE } else { EXIT_FAILURE }
+}
+
 /// Maximum size of a file named on the command line, in bytes.
 pub(super) const LARGEST_INPUT: u64 = 256 * 1024 * 1024;
 
@@ -41,6 +72,14 @@ impl ConfigArgs {
         self.config.clone().or_else(usual)
     }
 
+    /// Reads the configuration.
+    ///
+    /// # Errors
+    /// With all its mistakes.
+    pub(super) fn load(&self) -> anyhow::Result<Config> {
+        Config::load(self.file().as_deref()).or_usage()
+    }
+
     /// A description of where the configuration is read from.
     pub(super) fn source(&self) -> String {
         match (self.file(), &self.config) {
@@ -62,6 +101,18 @@ pub(super) fn plugin_name_of<'a>(file: &Path, mut known: impl Iterator<Item = &'
 
 pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}
+
+/// Runs the work of a command. When it has ended, a call to an unreachable Kafka may still block; the
+/// process does not wait for it.
+///
+/// # Errors
+/// Those of the work.
+pub(super) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = runtime()?;
+    let done = runtime.block_on(work);
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    done
 }
 
 /// Writes a file. Creates its folders if needed.

@@ -6,9 +6,7 @@ use anyhow::Context as _;
 use prometheus_client::registry::Registry;
 
 use crate::cli::message_spec::{MessageSpec, OPERATION};
-use crate::cli::{
-    ConfigArgs, EXIT_SUCCESS, EXIT_USAGE, LARGEST_INPUT, fail, print_json, print_lines, runtime,
-};
+use crate::cli::{ConfigArgs, EXIT_SUCCESS, LARGEST_INPUT, print_json, print_lines, runtime};
 use crate::config::Config;
 use crate::files;
 use crate::gateway::{self, Storage};
@@ -51,13 +49,7 @@ struct ExplainTarget {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
-    let config = match Config::load(args.config.file().as_deref()) {
-        Ok(config) => config,
-        Err(mistakes) => {
-            fail(&mistakes.to_string());
-            return Ok(EXIT_USAGE);
-        }
-    };
+    let config = args.config.load()?;
     let message = message_spec(&args)?.into_message(&config.kafka.topics[0], 0)?;
     let explanation = runtime()?.block_on(explain_with(&config, message))?;
     if args.json {

@@ -20,7 +20,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use common::{ConfigArgs, LARGEST_INPUT, plugin_name_of, runtime};
+use common::{ConfigArgs, LARGEST_INPUT, OrUsage, block_on, plugin_name_of, runtime, usage};
 pub use common::{EXIT_FAILURE, EXIT_SUCCESS, EXIT_USAGE};
 use output::{fail, print, print_json, print_lines, print_styled};
 
@@ -79,7 +79,7 @@ impl Cli {
         };
         let code = done.unwrap_or_else(|error| {
             fail(&format!("{error:#}"));
-            EXIT_FAILURE
+            common::code_of(&error)
         });
         finish(code)
     }

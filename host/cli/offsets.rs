@@ -1,11 +1,8 @@
 //! `halley offsets`: the consumer group's position in its topics.
 
-use std::time::Duration;
-
 use clap::Subcommand;
 
-use crate::cli::{ConfigArgs, EXIT_SUCCESS, EXIT_USAGE, fail, print, runtime};
-use crate::config::Config;
+use crate::cli::{ConfigArgs, EXIT_SUCCESS, block_on, print};
 use crate::kafka::{SkipRequest, SkippedRange, skip};
 
 /// Arguments of `halley offsets`.
@@ -45,19 +42,9 @@ struct SkipArgs {
 
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     let Command::Skip(SkipArgs { config, topic, partition, to }) = args.command;
-    let config = match Config::load(config.config.as_deref()) {
-        Ok(config) => config,
-        Err(mistakes) => {
-            fail(&mistakes.to_string());
-            return Ok(EXIT_USAGE);
-        }
-    };
-    let runtime = runtime()?;
+    let config = config.load()?;
     let wanted = SkipRequest { topic: topic.clone(), partition, to };
-    let skipped = runtime.block_on(skip(&config.kafka, wanted));
-    // A call to an unreachable Kafka may still block; the process does not wait for it.
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    let SkippedRange { from, to } = skipped?;
+    let SkippedRange { from, to } = block_on(skip(&config.kafka, wanted))?;
     let group = &config.kafka.group;
     print(&format!(
         "group `{group}` continues in `{topic}` partition {partition} at offset {to}: skipped offsets {from} to {}",

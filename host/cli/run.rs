@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use crate::admin::Admin;
 use crate::blocking::run_blocking;
-use crate::cli::{ConfigArgs, EXIT_FAILURE, EXIT_SUCCESS, EXIT_USAGE, fail, runtime};
+use crate::cli::{ConfigArgs, EXIT_FAILURE, EXIT_SUCCESS, runtime, usage};
 use crate::config::{Config, ConfigError, ConfigErrors, ConfigReport};
 use crate::consumer::StopOutcome;
 use crate::gateway::Gateway;
@@ -45,16 +45,14 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     let file = args.config.file();
     let ConfigReport { mut config, mistakes, warnings } = Config::inspect(file.as_deref());
     if !mistakes.is_empty() {
-        fail(&format!(
+        return usage(&format!(
             "invalid configuration ({}); `halley check` also checks the plugins\n{}",
             args.config.source(),
             ConfigErrors(mistakes)
         ));
-        return Ok(EXIT_USAGE);
     }
     if let Some(exposed) = config.admin.exposed_token() {
-        fail(&exposed);
-        return Ok(EXIT_USAGE);
+        return usage(&exposed);
     }
     // Before the command-line overrides, because changes are compared with the file.
     let sources = config.sources(file);

@@ -67,7 +67,7 @@ pub struct Fleet {
 
 /// Why there is no comet for an address.
 #[derive(Debug, thiserror::Error)]
-enum NoComet {
+enum CometUnavailable {
     #[error("the gateway is stopping")]
     Stopping,
     #[error(transparent)]
@@ -318,7 +318,7 @@ impl Fleet {
         }
         let source = if named_by == NamedBy::Directory { Source::Directory } else { Source::Named };
         let learned = match comet.address() {
-            Err(error) => Err(NoComet::Name(error)),
+            Err(error) => Err(CometUnavailable::Name(error)),
             Ok(_) => self.get_or_create(comet, source),
         };
         match learned {
@@ -368,10 +368,10 @@ impl Fleet {
         &self,
         address: &CometAddr,
         source: Source,
-    ) -> Result<(parking_lot::RwLockWriteGuard<'_, CometTable>, Arc<Comet>), NoComet> {
+    ) -> Result<(parking_lot::RwLockWriteGuard<'_, CometTable>, Arc<Comet>), CometUnavailable> {
         let mut known = self.known.write();
         if known.closed {
-            return Err(NoComet::Stopping);
+            return Err(CometUnavailable::Stopping);
         }
         let comet = match known.comets.get(address) {
             Some(comet) if !comet.is_dead() => Arc::clone(comet),
@@ -395,7 +395,7 @@ impl Fleet {
         known: &mut CometTable,
         address: CometAddr,
         source: Source,
-    ) -> Result<Arc<Comet>, NoComet> {
+    ) -> Result<Arc<Comet>, CometUnavailable> {
         let shortage = Arc::clone(&self.shortage);
         let state = CometState::new(address.clone(), source, self.metrics.of(&address), shortage);
         let state = Arc::new(state);

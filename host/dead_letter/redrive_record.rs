@@ -9,7 +9,7 @@ use crate::telemetry::escape::cut;
 
 /// Why a letter cannot go back to its topic.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum NoWayBack {
+pub(super) enum NotRedrivable {
     #[error("it comes from the dead-letter topic itself")]
     DeadLetterTopic,
     #[error("it has no `halley-origin-topic` header")]
@@ -37,21 +37,21 @@ pub(super) fn destination(
     dead_letters: &str,
     allowed: &TopicSet,
     all: bool,
-) -> Result<Arc<str>, NoWayBack> {
+) -> Result<Arc<str>, NotRedrivable> {
     let topic = match &letter.origin {
         Some(origin) if *origin.topic != *dead_letters => Arc::clone(&origin.topic),
-        Some(_) => return Err(NoWayBack::DeadLetterTopic),
-        None => return Err(NoWayBack::NoOrigin),
+        Some(_) => return Err(NotRedrivable::DeadLetterTopic),
+        None => return Err(NotRedrivable::NoOrigin),
     };
     if topic_problem("", &topic).is_some() || !allowed.contains(&topic) {
-        return Err(NoWayBack::NotAllowed(topic));
+        return Err(NotRedrivable::NotAllowed(topic));
     }
     if let Some(missing) = letter.missing() {
         let origin = letter.origin.as_ref().map(Origin::to_string).unwrap_or_default();
-        return Err(NoWayBack::Incomplete { missing, origin });
+        return Err(NotRedrivable::Incomplete { missing, origin });
     }
     if !all && !letter.users.is_empty() && RedriveUsers::parse(&letter.users).is_none() {
-        return Err(NoWayBack::Users);
+        return Err(NotRedrivable::Users);
     }
     Ok(topic)
 }

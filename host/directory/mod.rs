@@ -30,7 +30,7 @@ use async_trait::async_trait;
 use crate::membership::{Connection, Membership};
 use crate::message::RoomId;
 pub use crate::redis_client::Unavailable;
-pub use cache::{CacheConfig, CacheLookup, CacheMetrics, FillPermit, FillWaiter, Maker, RouteCache};
+pub use cache::{CacheConfig, CacheLookup, CacheMetrics, FillPermit, FillWaiter, LookupLeader, RouteCache};
 pub use memory::MemoryDirectory;
 pub use metrics::Metrics;
 pub use redis::RedisDirectory;

@@ -34,7 +34,7 @@ use crate::stalls::StallStage;
 
 /// Why a record is not a message.
 #[derive(Debug, thiserror::Error)]
-enum NotAMessage {
+enum DecodeFailure {
     #[error(transparent)]
     Invalid(#[from] DecodeError),
     #[error("decoding it panicked, which is a bug: {0}")]
@@ -154,11 +154,11 @@ impl PartitionWorker {
 
     /// A record that makes the decoder panic becomes a dead letter, like any record that is not a
     /// message. Otherwise it would crash every gateway of the group, one after the other.
-    fn decode_one(&self, record: &Arc<Record>) -> Result<Message, NotAMessage> {
+    fn decode_one(&self, record: &Arc<Record>) -> Result<Message, DecodeFailure> {
         let decode = || Message::decode_with_limit(Arc::clone(record), self.pipeline.max_keys);
         match catch_unwind(AssertUnwindSafe(decode)) {
             Ok(decoded) => Ok(decoded?),
-            Err(panic) => Err(NotAMessage::Panicked(panics::text(&*panic).to_owned())),
+            Err(panic) => Err(DecodeFailure::Panicked(panics::text(&*panic).to_owned())),
         }
     }
 

@@ -15,8 +15,8 @@ use foldhash::fast::RandomState;
 use crate::comets::{Dialect, Fleet, ServerNames};
 use crate::decision::{IdKind, Overrides};
 use crate::directory::{
-    CacheLookup, CacheMetrics, Directory, DirectoryReply, FillPermit, FillWaiter, Lookup, Maker, RouteCache,
-    Unavailable,
+    CacheLookup, CacheMetrics, Directory, DirectoryReply, FillPermit, FillWaiter, Lookup, LookupLeader,
+    RouteCache, Unavailable,
 };
 use crate::membership::{Connection, Grouping};
 use crate::message::{Audience, CallTarget, CometAddr, Message, NamedBy, RoomId};
@@ -173,13 +173,13 @@ impl Resolver {
         // A room that another worker failed to resolve is looked up again.
         while !rooms.is_empty() || !keys.is_empty() {
             let generation = chain.set().generation().0;
-            let by = Maker { topic: Arc::clone(hold.topic), partition: hold.partition };
+            let by = LookupLeader { topic: Arc::clone(hold.topic), partition: hold.partition };
             let (owned, awaited) = self.lookup(std::mem::take(&mut rooms), generation, &by, &mut resolved);
             self.look_up(owned, std::mem::take(&mut keys), chain, hold, &mut resolved).await?;
             // Only now, with no claims of its own, may this worker wait for others.
             for (room, waiter) in awaited {
-                let maker = waiter.maker().clone();
-                let cause = || format!("room `{room}` is being looked up for {maker}: waiting for that");
+                let leader = waiter.leader().clone();
+                let cause = || format!("room `{room}` is being looked up for {leader}: waiting for that");
                 match hold_behind(hold, StallStage::Resolve, USUAL, cause, waiter.wait()).await? {
                     Some(route) => drop(resolved.routes.insert(room, route)),
                     None => rooms.push(room),
@@ -274,7 +274,7 @@ impl Resolver {
         &self,
         rooms: Vec<RoomId>,
         generation: u64,
-        by: &Maker,
+        by: &LookupLeader,
         resolved: &mut Resolved,
     ) -> (Vec<Leader>, Vec<Follower>) {
         let (mut owned, mut awaited) = (Vec::new(), Vec::new());

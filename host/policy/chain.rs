@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use crate::decision::{AbsentRecipient, FilteredMessage, OfflineDecision, PolicyStalled};
 use crate::membership::Grouping;
 use crate::message::{Message, RoomId};
-use crate::policy::chain_entry::{ChainEntry, Source};
+use crate::policy::chain_entry::{BatchSource, ChainEntry};
 use crate::policy::filter_run::{FilterProgress, FilterRun};
 use crate::policy::set::PolicySet;
 
@@ -89,7 +89,7 @@ impl Chain {
         if !self.set.has_filter() || run.batch.is_empty() {
             return Ok(FilterProgress::OfflineDecision(std::mem::take(&mut run.batch), Vec::new()));
         }
-        let source = Source { topic, partition };
+        let source = BatchSource { topic, partition };
         while let Some(chain_entry) = self.chain_entries.get_mut(run.next) {
             if chain_entry.hooks().has_filter() {
                 let wanted =

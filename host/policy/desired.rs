@@ -44,7 +44,7 @@ pub(super) struct OperatorChange {
 
 impl OperatorChange {
     /// Keeps the version that was active.
-    pub(super) fn going_on(hash: Digest, why: &str) -> Self {
+    pub(super) fn keep_active(hash: Digest, why: &str) -> Self {
         let (pick, why) = (VersionChoice::Stored(hash), why.to_owned());
         Self { pick, cause: None, why, exclusion: None, rollout_result: None }
     }

@@ -138,7 +138,7 @@ pub(super) fn prepare_first(
             let active = prepare_context.versions.active();
             let before = |config: &PluginConfig| {
                 active.get(&config.name).map_or(DesiredVersion::File, |hash| {
-                    DesiredVersion::OperatorChange(OperatorChange::going_on(*hash, "restart"))
+                    DesiredVersion::OperatorChange(OperatorChange::keep_active(*hash, "restart"))
                 })
             };
             (prepare_with(&before).map_err(|_| refused.clone())?, Some(refused))

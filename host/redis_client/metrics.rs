@@ -12,15 +12,15 @@ use prometheus_client::registry::Registry;
 use crate::telemetry::{LogThrottle, latency_histogram};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Labels {
+struct OperationLabels {
     operation: &'static str,
 }
 
 /// Metrics of the shared client. Operations are constants, so the labels are bounded.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    seconds: Family<Labels, Histogram, fn() -> Histogram>,
-    errors: Family<Labels, Counter>,
+    seconds: Family<OperationLabels, Histogram, fn() -> Histogram>,
+    errors: Family<OperationLabels, Counter>,
     /// Omitted strings, and replies that ended their connection.
     values_refused: Counter,
     replies_refused: Counter,
@@ -58,7 +58,7 @@ impl Metrics {
     }
 
     pub(crate) fn record_latency(&self, operation: &'static str, took: Duration) {
-        self.seconds.get_or_create(&Labels { operation }).observe(took.as_secs_f64());
+        self.seconds.get_or_create(&OperationLabels { operation }).observe(took.as_secs_f64());
     }
 
     pub(super) fn value_refused(&self, length: usize) {
@@ -77,6 +77,6 @@ impl Metrics {
     }
 
     pub(crate) fn record_failure(&self, operation: &'static str) {
-        self.errors.get_or_create(&Labels { operation }).inc();
+        self.errors.get_or_create(&OperationLabels { operation }).inc();
     }
 }

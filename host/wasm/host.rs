@@ -116,7 +116,7 @@ pub(crate) struct HostState {
     context: Arc<PluginContext>,
     /// With `state = "shared"`: the plugin's shared state.
     pub(crate) shared: Option<Arc<SharedStateSession>>,
-    pub(crate) memory: MemoryLimit,
+    pub(crate) memory: InstanceMemory,
     stdout: GuestOutput,
     stderr: GuestOutput,
     wasi: WasiCtx,
@@ -139,7 +139,8 @@ impl HostState {
             .stdout(stdout.clone())
             .stderr(stderr.clone())
             .build();
-        let memory = MemoryLimit { limit: memory, used: 0, refused: false, address_space_exhausted: false };
+        let memory =
+            InstanceMemory { limit: memory, used: 0, refused: false, address_space_exhausted: false };
         Self { context, shared: None, memory, stdout, stderr, wasi, resources }
     }
 
@@ -177,7 +178,7 @@ impl WasiView for HostState {
 }
 
 /// Limits all linear memories and tables of an instance together, and the size of each table.
-pub(crate) struct MemoryLimit {
+pub(crate) struct InstanceMemory {
     limit: usize,
     /// In bytes.
     pub(crate) used: usize,
@@ -187,7 +188,7 @@ pub(crate) struct MemoryLimit {
     pub(crate) address_space_exhausted: bool,
 }
 
-impl MemoryLimit {
+impl InstanceMemory {
     /// Allocates this many bytes, if they fit.
     fn takes(&mut self, more: usize) -> bool {
         let wanted = self.used.saturating_add(more);
@@ -200,7 +201,7 @@ impl MemoryLimit {
     }
 }
 
-impl ResourceLimiter for MemoryLimit {
+impl ResourceLimiter for InstanceMemory {
     fn memory_growing(
         &mut self,
         current: usize,
@@ -311,7 +312,8 @@ mod tests {
 
     #[test]
     fn all_memories_of_an_instance_share_the_limit() {
-        let mut memory = MemoryLimit { limit: 100, used: 0, refused: false, address_space_exhausted: false };
+        let mut memory =
+            InstanceMemory { limit: 100, used: 0, refused: false, address_space_exhausted: false };
         assert!(memory.memory_growing(0, 60, None).unwrap());
         assert!(memory.memory_growing(0, 40, None).unwrap(), "a second memory");
         assert!(!memory.refused);
@@ -322,13 +324,14 @@ mod tests {
     #[test]
     fn tables_count_against_the_limit_of_memories() {
         let mut memory =
-            MemoryLimit { limit: 64 << 20, used: 0, refused: false, address_space_exhausted: false };
+            InstanceMemory { limit: 64 << 20, used: 0, refused: false, address_space_exhausted: false };
         let taken = (0..60).filter(|_| memory.table_growing(0, MAX_TABLE, None).unwrap()).count();
         assert_eq!(taken, (64 << 20) / (MAX_TABLE * TABLE_ELEMENT));
         assert!(memory.refused && memory.used <= memory.limit);
         assert!(!memory.memory_growing(0, 8 << 20, None).unwrap(), "what tables have, memories have not");
         assert!(memory.memory_growing(0, 1 << 20, None).unwrap());
-        let mut small = MemoryLimit { limit: 100, used: 0, refused: false, address_space_exhausted: false };
+        let mut small =
+            InstanceMemory { limit: 100, used: 0, refused: false, address_space_exhausted: false };
         assert!(small.table_growing(0, 10, None).unwrap() && small.table_growing(10, 12, None).unwrap());
         assert!(!small.table_growing(12, 13, None).unwrap());
     }

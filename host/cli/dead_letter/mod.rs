@@ -7,12 +7,9 @@ mod list;
 mod redrive;
 mod show;
 
-use std::time::Duration;
-
 use clap::Subcommand;
 
-use crate::cli::{ConfigArgs, EXIT_USAGE, fail, runtime};
-use crate::config::Config;
+use crate::cli::{ConfigArgs, block_on};
 
 /// Arguments of `halley dead-letter`.
 #[derive(Debug, clap::Args)]
@@ -64,21 +61,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         Command::List(args) => &args.config,
         Command::Redrive(args) => &args.config,
     };
-    let config = match Config::load(file.file().as_deref()) {
-        Ok(config) => config,
-        Err(mistakes) => {
-            fail(&mistakes.to_string());
-            return Ok(EXIT_USAGE);
-        }
-    };
-    let runtime = runtime()?;
-    let code = runtime.block_on(async {
+    let config = file.load()?;
+    block_on(async {
         match args.command {
             Command::List(args) => list::run(&config.kafka, &args).await,
             Command::Redrive(args) => redrive::run(&config, &args).await,
         }
-    });
-    // A call to an unreachable Kafka may still block; the process does not wait for it.
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    code
+    })
 }

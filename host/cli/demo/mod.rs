@@ -11,7 +11,7 @@ mod tour;
 
 use std::path::PathBuf;
 
-use crate::cli::{EXIT_FAILURE, EXIT_SUCCESS, EXIT_USAGE, fail, runtime};
+use crate::cli::{EXIT_FAILURE, EXIT_SUCCESS, runtime, usage};
 use crate::telemetry;
 
 use environment::DemoEnvironment;
@@ -37,8 +37,9 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     let Some(built) = BundledPolicies::find(args.plugins.as_deref()) else {
-        fail("the demo needs the built policies; run `make plugins`, or pass their folder with --plugins");
-        return Ok(EXIT_USAGE);
+        return usage(
+            "the demo needs the built policies; run `make plugins`, or pass their folder with --plugins",
+        );
     };
     telemetry::init(&telemetry::Config { level: args.log.clone(), ..Default::default() })?;
     runtime()?.block_on(show(args, built))

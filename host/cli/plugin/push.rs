@@ -9,7 +9,7 @@ use reqwest::multipart::{Form, Part};
 use crate::artifact::{read_signature, signature_as_text};
 use crate::cli::plugin::client::GatewayArgs;
 use crate::cli::plugin::show::plugin_lines;
-use crate::cli::{EXIT_SUCCESS, EXIT_USAGE, LARGEST_INPUT, fail, plugin_name_of, print, print_lines};
+use crate::cli::{EXIT_SUCCESS, LARGEST_INPUT, plugin_name_of, print, print_lines, usage};
 use crate::files;
 
 /// The header of a part that carries its signature.
@@ -32,8 +32,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     if args.name.is_some() && args.files.len() > 1 {
-        fail("`--name` is for a single file; omit it to push several files under their own names");
-        return Ok(EXIT_USAGE);
+        return usage("`--name` is for a single file; omit it to push several files under their own names");
     }
     push(&args.files, args.name.as_deref(), &args.gateway)?;
     Ok(EXIT_SUCCESS)

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::cli::replay::replayed_plugin::{DecisionKind, ReplayDecision, change};
-use crate::cli::replay::traffic::Unseen;
+use crate::cli::replay::traffic::SkippedRecord;
 use crate::decision::PluginVersion;
 
 /// The maximum number of reasons of one kind that are counted separately.
@@ -21,7 +21,7 @@ pub(super) struct Findings {
     /// Records in the time range.
     pub(super) records: u64,
     /// Those that no policy sees, by kind.
-    pub(super) unseen: BTreeMap<Unseen, u64>,
+    pub(super) skipped: BTreeMap<SkippedRecord, u64>,
     pub(super) candidate: Decisions,
     pub(super) against: Decisions,
     /// Messages that are decided differently, of all kinds.
@@ -59,7 +59,7 @@ impl Findings {
             version: version.clone(),
             against_version: against.cloned(),
             records: 0,
-            unseen: BTreeMap::new(),
+            skipped: BTreeMap::new(),
             candidate: Decisions::default(),
             against: Decisions::default(),
             changed: 0,
@@ -70,9 +70,9 @@ impl Findings {
     }
 
     /// Counts a record that no policy sees.
-    pub(super) fn left_out(&mut self, what: Unseen) {
+    pub(super) fn left_out(&mut self, what: SkippedRecord) {
         self.records += 1;
-        *self.unseen.entry(what).or_default() += 1;
+        *self.skipped.entry(what).or_default() += 1;
     }
 
     /// Counts the decisions about a batch, and those of the version that it is compared with.

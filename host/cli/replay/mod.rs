@@ -18,8 +18,8 @@ use anyhow::Context as _;
 
 use crate::artifact::PluginSource;
 use crate::cli::{
-    ConfigArgs, EXIT_FAILURE, EXIT_SUCCESS, EXIT_USAGE, LARGEST_INPUT, fail, plugin_name_of, print_json,
-    print_lines, runtime,
+    ConfigArgs, EXIT_FAILURE, EXIT_SUCCESS, LARGEST_INPUT, OrUsage as _, block_on, fail, plugin_name_of,
+    print_json, print_lines, usage,
 };
 use crate::config::Config;
 use crate::files;
@@ -74,26 +74,10 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
-    let config = match Config::load(args.config.file().as_deref()) {
-        Ok(config) => config,
-        Err(mistakes) => {
-            fail(&mistakes.to_string());
-            return Ok(EXIT_USAGE);
-        }
-    };
-    let (range, plugins) =
-        match TimeRange::of(args.from, args.to).and_then(|range| Ok((range, plugins(&args, &config)?))) {
-            Ok(ready) => ready,
-            Err(mistake) => {
-                fail(&format!("{mistake:#}"));
-                return Ok(EXIT_USAGE);
-            }
-        };
-    let runtime = runtime()?;
-    let code = runtime.block_on(replay(&args, &config, range, plugins));
-    // A call to an unreachable Kafka may still block; the process does not wait for it.
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    code
+    let config = args.config.load()?;
+    let range = TimeRange::of(args.from, args.to).or_usage()?;
+    let plugins = plugins(&args, &config).or_usage()?;
+    block_on(replay(&args, &config, range, plugins))
 }
 
 /// The candidate, and the version that it is compared with.
@@ -144,8 +128,10 @@ async fn replay(
     // librdkafka requires a group name; the client never joins the group.
     let group = format!("{}-replay", config.kafka.group);
     let Some(mut reader) = TopicReader::open(&config.kafka, &args.topic, &group).await? else {
-        fail(&format!("topic `{}` not found at `{}`; check --topic", args.topic, config.kafka.brokers));
-        return Ok(EXIT_USAGE);
+        return usage(&format!(
+            "topic `{}` not found at `{}`; check --topic",
+            args.topic, config.kafka.brokers
+        ));
     };
     // Dead letters have the timestamps of the original messages, in no order.
     let is_in_order = args.topic != config.kafka.dead_letter_topic;

@@ -14,7 +14,7 @@ const ROWS: usize = 20;
 
 /// All findings as one object.
 pub(super) fn json(findings: &Findings, is_whole: bool) -> Value {
-    let left_out = findings.unseen.iter().map(|(what, count)| (what.to_string(), json!(count)));
+    let left_out = findings.skipped.iter().map(|(what, count)| (what.to_string(), json!(count)));
     json!({
         "topic": findings.topic,
         "complete": is_whole,
@@ -48,7 +48,7 @@ fn decisions(decisions: &Decisions) -> Value {
 /// All findings as tables.
 pub(super) fn lines(findings: &Findings) -> Vec<String> {
     let mut lines = vec![format!("{} records of {}", findings.records, findings.topic)];
-    lines.extend(findings.unseen.iter().map(|(what, count)| format!("{count} of them are {what}")));
+    lines.extend(findings.skipped.iter().map(|(what, count)| format!("{count} of them are {what}")));
     lines.push(String::new());
     table(findings, &mut lines);
     if findings.against_version.is_some() {

@@ -11,12 +11,12 @@ pub(super) enum ReplayItem {
     /// Messages of one partition, in order.
     Batch(Vec<Message>),
     /// A record that no policy sees.
-    LeftOut(Unseen),
+    LeftOut(SkippedRecord),
 }
 
 /// Why no policy sees a record, as its kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
-pub(super) enum Unseen {
+pub(super) enum SkippedRecord {
     #[error("dead letters whose value was omitted")]
     NoValue,
     #[error("not messages (a gateway dead-letters them)")]
@@ -58,9 +58,9 @@ fn is_of_one_partition(one: &Message, other: &Message) -> bool {
     one.topic == other.topic && one.partition == other.partition
 }
 
-fn message(record: Record) -> Result<Message, Unseen> {
+fn message(record: Record) -> Result<Message, SkippedRecord> {
     let (record, id) = original(record)?;
-    let mut message = Message::decode(Arc::new(record)).map_err(|_| Unseen::NotAMessage)?;
+    let mut message = Message::decode(Arc::new(record)).map_err(|_| SkippedRecord::NotAMessage)?;
     if let Some(id) = id {
         message.id = id;
     }
@@ -68,11 +68,11 @@ fn message(record: Record) -> Result<Message, Unseen> {
 }
 
 /// The original record of a dead letter, with the message's id; any other record unchanged.
-fn original(record: Record) -> Result<(Record, Option<MessageId>), Unseen> {
+fn original(record: Record) -> Result<(Record, Option<MessageId>), SkippedRecord> {
     let letter = DeadLetter::of(record);
     let Some(origin) = letter.origin.clone() else { return Ok((letter.record, None)) };
     if letter.lacks_value() {
-        return Err(Unseen::NoValue);
+        return Err(SkippedRecord::NoValue);
     }
     let headers = letter.original_headers().cloned().collect();
     let id = letter.id.clone();

@@ -28,18 +28,18 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use crate::message::RoomId;
-pub use table::{CacheConfig, Maker};
-use table::{CacheTable, CachedRoute, InFlight, InFlightKey};
+pub use table::{CacheConfig, LookupLeader};
+use table::{CacheTable, CachedRoute, LookupKey, PendingLookup};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Labels {
+struct LookupLabels {
     result: &'static str,
 }
 
 /// Results of claims: `hit`, `miss` (computed by the claimer), `shared` (computed by another worker).
 #[derive(Clone, Debug)]
 pub struct CacheMetrics {
-    lookups: Family<Labels, Counter>,
+    lookups: Family<LookupLabels, Counter>,
 }
 
 impl CacheMetrics {
@@ -55,7 +55,7 @@ impl CacheMetrics {
     }
 
     fn count(&self, result: &'static str) {
-        self.lookups.get_or_create(&Labels { result }).inc();
+        self.lookups.get_or_create(&LookupLabels { result }).inc();
     }
 }
 
@@ -88,7 +88,7 @@ pub enum CacheLookup<V: Clone> {
 #[derive(Debug)]
 pub struct FillPermit<V: Clone> {
     table: Arc<Mutex<CacheTable<V>>>,
-    key: InFlightKey,
+    key: LookupKey,
     stamp: u64,
     since: Instant,
     sender: watch::Sender<Option<V>>,
@@ -98,7 +98,7 @@ pub struct FillPermit<V: Clone> {
 #[derive(Debug)]
 pub struct FillWaiter<V> {
     made: watch::Receiver<Option<V>>,
-    maker: Maker,
+    leader: LookupLeader,
 }
 
 impl<V: Clone> RouteCache<V> {
@@ -109,7 +109,7 @@ impl<V: Clone> RouteCache<V> {
     }
 
     /// Asks for a room's value under a generation of policies, for this worker. Never waits.
-    pub fn lookup(&self, room: &RoomId, generation: u64, by: &Maker) -> CacheLookup<V> {
+    pub fn lookup(&self, room: &RoomId, generation: u64, by: &LookupLeader) -> CacheLookup<V> {
         let mut table = self.table.lock();
         if let Some(value) = table.valid(room, generation) {
             self.metrics.count("hit");
@@ -120,13 +120,13 @@ impl<V: Clone> RouteCache<V> {
             self.metrics.count("shared");
             return CacheLookup::Follower(FillWaiter {
                 made: running.receiver.clone(),
-                maker: running.maker.clone(),
+                leader: running.leader.clone(),
             });
         }
         self.metrics.count("miss");
         let (sender, receiver) = watch::channel(None);
         let stamp = table.stamp();
-        table.in_flight.insert(key.clone(), InFlight { stamp, maker: by.clone(), receiver });
+        table.in_flight.insert(key.clone(), PendingLookup { stamp, leader: by.clone(), receiver });
         CacheLookup::Leader(FillPermit {
             table: self.table.clone(),
             key,
@@ -190,8 +190,8 @@ impl<V: Clone> Drop for FillPermit<V> {
 
 impl<V: Clone> FillWaiter<V> {
     /// The worker that computes the value.
-    pub fn maker(&self) -> &Maker {
-        &self.maker
+    pub fn leader(&self) -> &LookupLeader {
+        &self.leader
     }
 
     /// The value; `None` if the other worker gave up: claim again. Ends when the permit does.

@@ -34,21 +34,21 @@ impl Default for CacheConfig {
 
 /// The worker that computes a value: that of this partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Maker {
+pub struct LookupLeader {
     /// Its topic.
     pub topic: Arc<str>,
     /// Its number.
     pub partition: i32,
 }
 
-impl fmt::Display for Maker {
+impl fmt::Display for LookupLeader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.topic, self.partition)
     }
 }
 
 /// A room and generation.
-pub(super) type InFlightKey = (RoomId, u64);
+pub(super) type LookupKey = (RoomId, u64);
 
 #[derive(Debug)]
 pub(super) struct CacheTable<V> {
@@ -58,7 +58,7 @@ pub(super) struct CacheTable<V> {
     pub(super) by_age: BTreeMap<u64, RoomId>,
     pub(super) weight: usize,
     /// Computations in progress, except those that were invalidated.
-    pub(super) in_flight: HashMap<InFlightKey, InFlight<V>>,
+    pub(super) in_flight: HashMap<LookupKey, PendingLookup<V>>,
     next_stamp: u64,
 }
 
@@ -72,9 +72,9 @@ pub(super) struct CachedRoute<V> {
 }
 
 #[derive(Debug)]
-pub(super) struct InFlight<V> {
+pub(super) struct PendingLookup<V> {
     pub(super) stamp: u64,
-    pub(super) maker: Maker,
+    pub(super) leader: LookupLeader,
     pub(super) receiver: watch::Receiver<Option<V>>,
 }
 
@@ -97,7 +97,7 @@ impl<V: Clone> CacheTable<V> {
     }
 
     /// Ends a computation; false if it was ended before or invalidated.
-    pub(super) fn complete(&mut self, key: &InFlightKey, stamp: u64) -> bool {
+    pub(super) fn complete(&mut self, key: &LookupKey, stamp: u64) -> bool {
         let listed = self.in_flight.get(key).is_some_and(|running| running.stamp == stamp);
         if listed {
             self.in_flight.remove(key);

@@ -12,8 +12,8 @@ fn cache<V: Clone>(rooms: usize, connections: usize, max_age: Duration) -> Route
     RouteCache::new(&limits, CacheMetrics::register(&mut Registry::default()))
 }
 
-fn maker() -> Maker {
-    Maker { topic: "push".into(), partition: 7 }
+fn worker() -> LookupLeader {
+    LookupLeader { topic: "push".into(), partition: 7 }
 }
 
 fn lasting<V: Clone>() -> RouteCache<V> {
@@ -21,7 +21,7 @@ fn lasting<V: Clone>() -> RouteCache<V> {
 }
 
 fn leader<V: Clone>(cache: &RouteCache<V>, room: &str, generation: u64) -> FillPermit<V> {
-    match cache.lookup(&room.into(), generation, &maker()) {
+    match cache.lookup(&room.into(), generation, &worker()) {
         CacheLookup::Leader(permit) => permit,
         CacheLookup::Hit(_) => panic!("{room} is cached"),
         CacheLookup::Follower(_) => panic!("{room} is being computed"),
@@ -29,14 +29,14 @@ fn leader<V: Clone>(cache: &RouteCache<V>, room: &str, generation: u64) -> FillP
 }
 
 fn follower<V: Clone>(cache: &RouteCache<V>, room: &str, generation: u64) -> FillWaiter<V> {
-    let CacheLookup::Follower(waiter) = cache.lookup(&room.into(), generation, &maker()) else {
+    let CacheLookup::Follower(waiter) = cache.lookup(&room.into(), generation, &worker()) else {
         panic!("no worker computes {room}")
     };
     waiter
 }
 
 fn hit<V: Clone>(cache: &RouteCache<V>, room: &str, generation: u64) -> Option<V> {
-    match cache.lookup(&room.into(), generation, &maker()) {
+    match cache.lookup(&room.into(), generation, &worker()) {
         CacheLookup::Hit(value) => Some(value),
         CacheLookup::Leader(_) | CacheLookup::Follower(_) => None,
     }
@@ -47,7 +47,7 @@ async fn one_worker_computes_for_all() {
     let cache = lasting();
     let permit = leader(&cache, "r", 1);
     let waiters = [follower(&cache, "r", 1), follower(&cache, "r", 1)];
-    assert_eq!(waiters[0].maker().to_string(), "push/7");
+    assert_eq!(waiters[0].leader().to_string(), "push/7");
     permit.publish("value", 3);
     for waiter in waiters {
         assert_eq!(waiter.wait().await, Some("value"));
@@ -172,7 +172,7 @@ async fn one_round(
 ) -> Vec<usize> {
     let (mut permits, mut waiters, mut again) = (Vec::new(), Vec::new(), Vec::new());
     for &room in wanted {
-        match cache.lookup(&room.to_string().into(), 1, &maker()) {
+        match cache.lookup(&room.to_string().into(), 1, &worker()) {
             CacheLookup::Hit(value) => assert_eq!(value, room),
             CacheLookup::Follower(waiter) => waiters.push((room, waiter)),
             CacheLookup::Leader(permit) => {

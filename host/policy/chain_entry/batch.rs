@@ -22,7 +22,7 @@ use crate::wasm::metrics::{FilterDecision, HookKind};
 
 /// The partition that a batch is of.
 #[derive(Clone, Copy)]
-pub(in crate::policy) struct Source<'a> {
+pub(in crate::policy) struct BatchSource<'a> {
     pub(in crate::policy) topic: &'a str,
     pub(in crate::policy) partition: i32,
 }
@@ -43,7 +43,7 @@ impl ChainEntry {
     /// there are any, the batch is unchanged.
     pub(in crate::policy) fn filter_with_state(
         &mut self,
-        source: Source<'_>,
+        source: BatchSource<'_>,
         run: &mut FilterRun,
     ) -> Result<Vec<StateKey>, PolicyStalled> {
         let Some(shared) = self.shared.clone() else {
@@ -75,7 +75,7 @@ impl ChainEntry {
         let mut answered = vec![false; batch.len()];
         let (batch_seen, answered_seen) = (&mut *batch, &mut answered[..]);
         let asked = PluginBatch { batch: batch_seen, answered: answered_seen, originals: &mut Vec::new() };
-        let Err(stalled) = self.filter(Source { topic, partition }, asked) else { return };
+        let Err(stalled) = self.filter(BatchSource { topic, partition }, asked) else { return };
         let PolicyStalled { plugin, kind, error } = stalled;
         let text: Arc<str> = error.into();
         for (filtered, _) in batch.iter_mut().zip(answered).filter(|(_, answered)| !answered) {
@@ -85,7 +85,7 @@ impl ChainEntry {
     }
 
     /// Runs the undecided messages of a batch through the plugin's filter, or its candidate's.
-    fn filter(&mut self, source: Source<'_>, mut asked: PluginBatch<'_>) -> Result<(), PolicyStalled> {
+    fn filter(&mut self, source: BatchSource<'_>, mut asked: PluginBatch<'_>) -> Result<(), PolicyStalled> {
         let asked = &mut asked;
         let is_open = |at: &usize| matches!(asked.batch[*at].verdict, Verdict::Pass) && !asked.answered[*at];
         let open: Vec<usize> = (0..asked.batch.len()).filter(is_open).collect();
@@ -108,7 +108,7 @@ impl ChainEntry {
 
     fn filter_open(
         &mut self,
-        source: Source<'_>,
+        source: BatchSource<'_>,
         asked: &mut PluginBatch<'_>,
         open: &[usize],
     ) -> Result<(), PolicyStalled> {
@@ -163,7 +163,7 @@ impl ChainEntry {
 
     fn verdicts(
         &mut self,
-        source: Source<'_>,
+        source: BatchSource<'_>,
         batch: &[FilteredMessage],
         indexes: &[usize],
     ) -> Result<UncheckedVerdicts, PluginFailure> {

@@ -28,7 +28,7 @@ use crate::wasm::shared::SharedStateSession;
 mod batch;
 mod pace;
 
-pub(super) use batch::Source;
+pub(super) use batch::BatchSource;
 
 /// A plugin with this chain's instance of it, which is created when it is needed.
 pub(super) struct ChainEntry {

@@ -132,7 +132,7 @@ impl Policies {
     ) -> Result<Generation, PolicyError> {
         let gone = OperatorChange {
             rollout_result: Some(rollout_result(rollout, why)),
-            ..OperatorChange::going_on(active.module.hash, why)
+            ..OperatorChange::keep_active(active.module.hash, why)
         };
         self.apply_operator_changes(BTreeMap::from([(active.config.name.clone(), gone)])).await
     }

@@ -9,9 +9,9 @@ use prometheus_client::registry::Registry;
 use serde_json::Value;
 
 use crate::cli::message_spec::MessageSpec;
-use crate::cli::plugin::author::project::{self, ConfiguredPolicy, Engine};
+use crate::cli::plugin::author::project::{ConfiguredPolicy, EngineArgs};
 use crate::cli::plugin::author::question::RoomSpec;
-use crate::cli::{EXIT_SUCCESS, LARGEST_INPUT, fail, print};
+use crate::cli::{EXIT_SUCCESS, LARGEST_INPUT, OrUsage as _, fail, print};
 use crate::decision::PolicyStalled;
 use crate::decision::{AbsenceCause, AbsentRecipient, IdKind};
 use crate::files;
@@ -31,7 +31,7 @@ pub(in crate::cli::plugin) struct Args {
     #[command(flatten)]
     configured: ConfiguredPolicy,
     #[command(flatten)]
-    engine: Engine,
+    engine: EngineArgs,
     /// Messages to measure with: JSON, one per line, as for `halley plugin run`. Default: messages of
     /// 200 bytes to a room.
     #[arg(long, value_name = "FILE")]
@@ -48,19 +48,10 @@ fn seconds(text: &str) -> anyhow::Result<f64> {
 }
 
 pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
-    let (config, messages) =
-        match args.configured.config().and_then(|config| Ok((config, messages(args.messages.as_deref())?))) {
-            Ok(ready) => ready,
-            Err(mistake) => return Ok(project::mistake(&mistake)),
-        };
-    let engine = match args.engine.config() {
-        Ok(engine) => engine,
-        Err(mistake) => return Ok(project::mistake(&mistake)),
-    };
-    let policy = match args.configured.place.policy() {
-        Ok(policy) => policy,
-        Err(code) => return Ok(code),
-    };
+    let config = args.configured.config().or_usage()?;
+    let messages = messages(args.messages.as_deref()).or_usage()?;
+    let engine = args.engine.config()?;
+    let policy = args.configured.place.policy()?;
     if cfg!(debug_assertions) {
         fail(
             "this is a development build of halley, whose engine is many times slower: the figures are meaningless",

@@ -18,15 +18,8 @@ pub(in crate::cli::plugin) struct Args {
 }
 
 pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
-    let built = match project::build(&args.folder, false) {
-        Ok(Some(built)) => built,
-        Ok(None) => return Ok(EXIT_FAILURE),
-        Err(mistake) => return Ok(project::mistake(&mistake)),
-    };
-    if built.is_empty() {
-        fail("nothing was built: `[lib]` needs `crate-type = [\"cdylib\"]`");
-        return Ok(EXIT_FAILURE);
-    }
+    let built = project::build(&args.folder, false)?;
+    anyhow::ensure!(!built.is_empty(), "nothing was built: `[lib]` needs `crate-type = [\"cdylib\"]`");
     let runtime = Runtime::new(&mut Registry::default())?;
     let mut code = EXIT_SUCCESS;
     for built in built {

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use crate::cli::plugin::author::plugin_under_test::PluginUnderTest;
-use crate::cli::plugin::author::project::{self, CallLimits, Engine, PolicyPath};
+use crate::cli::plugin::author::project::{CallLimits, EngineArgs, PolicyPath};
 use crate::cli::plugin::author::test::check;
 use crate::cli::plugin::author::{cases, language};
 use crate::cli::plugin::client::GatewayArgs;
 use crate::cli::plugin::push;
-use crate::cli::{EXIT_SUCCESS, fail, print, runtime};
+use crate::cli::{EXIT_SUCCESS, fail, print, runtime, usage};
 
 /// How often files are checked for changes.
 const INTERVAL: Duration = Duration::from_millis(300);
@@ -28,7 +28,7 @@ pub(in crate::cli::plugin) struct Args {
     #[command(flatten)]
     limits: CallLimits,
     #[command(flatten)]
-    engine: Engine,
+    engine: EngineArgs,
     /// Pushes a build that passes its cases to the gateway at --gateway.
     #[arg(long)]
     push: bool,
@@ -42,11 +42,10 @@ pub(in crate::cli::plugin) struct Args {
 pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
     let folder = args.place.folder();
     if !folder.join("Cargo.toml").is_file() && !language::is_project(&folder) {
-        let why = anyhow::anyhow!(
+        return usage(&format!(
             "no Cargo.toml in {}; `halley plugin new NAME` creates a project",
             folder.display()
-        );
-        return Ok(project::mistake(&why));
+        ));
     }
     let runtime = runtime()?;
     let mut stop = runtime.spawn(tokio::signal::ctrl_c());
@@ -69,7 +68,7 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
 
 /// Builds, tests and pushes once.
 fn round(args: &Args) -> anyhow::Result<()> {
-    let Ok(built) = args.place.policy() else { return Ok(()) };
+    let built = args.place.policy()?;
     if let Ok(file) = args.place.cases() {
         let holds = {
             let mut under_test = PluginUnderTest::new(&built, args.limits, args.engine.config()?)?;

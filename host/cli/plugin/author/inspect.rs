@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use prometheus_client::registry::Registry;
 
 use crate::artifact;
-use crate::cli::plugin::author::project::{self, Engine};
-use crate::cli::{EXIT_FAILURE, EXIT_SUCCESS, fail, print_json, print_lines};
+use crate::cli::plugin::author::project::EngineArgs;
+use crate::cli::{EXIT_FAILURE, EXIT_SUCCESS, OrUsage as _, fail, print_json, print_lines};
 use crate::wasm::{Inspection, Runtime, inspect};
 
 /// Arguments of `halley plugin inspect`.
@@ -16,7 +16,7 @@ pub(in crate::cli::plugin) struct Args {
     #[arg(value_name = "FILE")]
     file: PathBuf,
     #[command(flatten)]
-    engine: Engine,
+    engine: EngineArgs,
     /// Prints JSON instead of text.
     #[arg(long)]
     json: bool,
@@ -31,15 +31,9 @@ const CAPABILITIES: [(&str, &[&str]); 4] = [
 ];
 
 pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
-    let engine = match args.engine.config() {
-        Ok(engine) => engine,
-        Err(mistake) => return Ok(project::mistake(&mistake)),
-    };
+    let engine = args.engine.config()?;
     let runtime = Runtime::with(&mut Registry::default(), engine)?;
-    let inspected = match read_and_inspect(&runtime, &args.file) {
-        Ok(inspected) => inspected,
-        Err(mistake) => return Ok(project::mistake(&mistake)),
-    };
+    let inspected = read_and_inspect(&runtime, &args.file).or_usage()?;
     if args.json {
         let mut json = serde_json::to_value(&inspected)?;
         json["capabilities"] = capabilities(&inspected).into();

@@ -7,9 +7,9 @@ use anyhow::{Context as _, ensure};
 
 use crate::cli::common;
 use crate::cli::plugin::author::language::Language;
+use crate::cli::plugin::author::sdk;
 use crate::cli::plugin::author::template::{self, Hook};
-use crate::cli::plugin::author::{project, sdk};
-use crate::cli::{EXIT_SUCCESS, LARGEST_INPUT, print_lines};
+use crate::cli::{EXIT_SUCCESS, LARGEST_INPUT, OrUsage as _, print_lines};
 use crate::files;
 
 /// Names that cargo or the project itself uses for other purposes.
@@ -39,23 +39,16 @@ pub(in crate::cli::plugin) struct Args {
 
 pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
     let folder = args.path.clone().unwrap_or_else(|| PathBuf::from(&args.name));
-    if let Err(mistake) = check(&args.name, &folder) {
-        return Ok(project::mistake(&mistake));
-    }
+    check(&args.name, &folder).or_usage()?;
     let mut hooks = args.hooks;
     hooks.sort_unstable();
     hooks.dedup();
     if args.language != Language::Rust {
-        if let Err(mistake) = check_other(&hooks, args.sdk.as_deref()) {
-            return Ok(project::mistake(&mistake));
-        }
+        check_other(&hooks, args.sdk.as_deref()).or_usage()?;
         args.language.write_project(&folder, &args.name)?;
         return done(&folder);
     }
-    let sdk = match args.sdk.as_deref().map(sdk_at).transpose() {
-        Ok(sdk) => sdk,
-        Err(mistake) => return Ok(project::mistake(&mistake)),
-    };
+    let sdk = args.sdk.as_deref().map(sdk_at).transpose().or_usage()?;
     for (path, text) in template::files(&args.name, &hooks, sdk.as_deref()) {
         common::write(&folder.join(path), &text)?;
     }

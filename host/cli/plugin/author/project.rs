@@ -8,8 +8,7 @@ use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
 use crate::cli::plugin::author::{cases, language};
-use crate::cli::{ConfigArgs, EXIT_FAILURE, EXIT_USAGE, LARGEST_INPUT, fail};
-use crate::config::Config;
+use crate::cli::{ConfigArgs, LARGEST_INPUT, OrUsage as _};
 use crate::files;
 use crate::wasm::RuntimeConfig;
 
@@ -37,18 +36,18 @@ pub(super) struct ConfiguredPolicy {
 
 /// The gateway that a policy is for.
 #[derive(Debug, clap::Args)]
-pub(super) struct Engine {
+pub(super) struct EngineArgs {
     #[command(flatten)]
     gateway: ConfigArgs,
 }
 
-impl Engine {
+impl EngineArgs {
     /// The configuration of its runtime: its `[policies.wasm] features` and limits on compilation.
     ///
     /// # Errors
     /// When the gateway's configuration is invalid.
     pub(super) fn config(&self) -> anyhow::Result<RuntimeConfig> {
-        Ok(Config::load(self.gateway.file().as_deref())?.policies.runtime_of_a_command())
+        Ok(self.gateway.load()?.policies.runtime_of_a_command())
     }
 }
 
@@ -65,25 +64,21 @@ impl PolicyPath {
     /// watching that path.
     ///
     /// # Errors
-    /// With the exit code, after the reason has been printed.
-    pub(super) fn policy(&self) -> Result<PathBuf, u8> {
-        match self.find() {
-            Ok(Some(file)) => Ok(file),
-            Ok(None) => Err(EXIT_FAILURE),
-            Err(why) => Err(mistake(&why)),
-        }
-    }
-
-    fn find(&self) -> anyhow::Result<Option<PathBuf>> {
+    /// When there is no such policy, or it does not build.
+    pub(super) fn policy(&self) -> anyhow::Result<PathBuf> {
         if !self.path.is_dir() {
-            ensure!(self.path.is_file(), "{} not found", self.path.display());
-            return Ok(Some(self.path.clone()));
+            let file = self.path.is_file().then(|| self.path.clone());
+            return file.with_context(|| format!("{} not found", self.path.display())).or_usage();
         }
         // The first build takes long and may fetch dependencies: show its output.
         let was_built = self.path.join(STAGED).is_dir();
-        let Some(built) = build(&self.path, was_built)? else { return Ok(None) };
-        match &built[..] {
-            [one] => Ok(Some(one.clone())),
+        let built = build(&self.path, was_built)?;
+        self.only(&built).or_usage()
+    }
+
+    fn only(&self, built: &[PathBuf]) -> anyhow::Result<PathBuf> {
+        match built {
+            [one] => Ok(one.clone()),
             [] => bail!(
                 "{} produces no .wasm file; its `[lib]` needs `crate-type = [\"cdylib\"]`",
                 self.path.display()
@@ -171,16 +166,21 @@ pub(super) fn put_in_place(folder: &Path, built: &Path) -> anyhow::Result<PathBu
     Ok(place)
 }
 
-/// Builds the project in a directory. Returns the files that were built, which are not in place yet,
-/// or `None` if the build failed, after the reason has been printed.
+/// Builds the project in a directory. Returns the files that were built, which are not in place yet.
 ///
 /// # Errors
-/// When there is no project or no shell.
-pub(super) fn build(folder: &Path, quietly: bool) -> anyhow::Result<Option<Vec<PathBuf>>> {
+/// When there is no project or no shell, or the project does not build.
+pub(super) fn build(folder: &Path, quietly: bool) -> anyhow::Result<Vec<PathBuf>> {
+    let built = build_command(folder, quietly).and_then(|command| run_build(folder, command)).or_usage()?;
+    built.with_context(|| format!("{} does not build; see the errors above", folder.display()))
+}
+
+/// The command that builds a project.
+fn build_command(folder: &Path, quietly: bool) -> anyhow::Result<Command> {
     let (target, staged) = (folder.join("target"), folder.join(STAGED));
     if language::is_project(folder) {
         fs::create_dir_all(&staged).with_context(|| format!("cannot write to {}", folder.display()))?;
-        return run_build(folder, &staged, language::build_command(folder, &target)?);
+        return language::build_command(folder, &target);
     }
     ensure!(
         folder.join("Cargo.toml").is_file(),
@@ -205,25 +205,20 @@ pub(super) fn build(folder: &Path, quietly: bool) -> anyhow::Result<Option<Vec<P
     if quietly {
         command.env("HALLEY_GUEST_QUIET", "1").env("CARGO_TERM_QUIET", "true");
     }
-    run_build(folder, &staged, command)
+    Ok(command)
 }
 
-fn run_build(folder: &Path, staged: &Path, mut command: Command) -> anyhow::Result<Option<Vec<PathBuf>>> {
+/// The files that were built; `None` if the build failed, after the compiler has printed why.
+fn run_build(folder: &Path, mut command: Command) -> anyhow::Result<Option<Vec<PathBuf>>> {
+    let staged = folder.join(STAGED);
     command.stdin(Stdio::null()).stderr(Stdio::inherit());
     // The build must not install packages without consent.
     command.env("HALLEY_GUEST_INSTALL", "no").env("HALLEY_GUEST_DIST", staged.canonicalize()?);
     let built = command.output().context("building policies needs a shell (`sh`)")?;
     if !built.status.success() {
-        fail(&format!("{} does not build; see the errors above", folder.display()));
         return Ok(None);
     }
     Ok(Some(String::from_utf8_lossy(&built.stdout).lines().map(PathBuf::from).collect()))
-}
-
-/// Prints a usage error and returns its exit code.
-pub(super) fn mistake(mistake: &anyhow::Error) -> u8 {
-    fail(&format!("{mistake:#}"));
-    EXIT_USAGE
 }
 
 #[cfg(test)]

@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 use crate::cli::message_spec::MessageSpec;
 use crate::cli::plugin::author::answer::PolicyAnswer;
 use crate::cli::plugin::author::plugin_under_test::{PluginUnderTest, TestInstance};
-use crate::cli::plugin::author::project::{self, CallLimits, ConfiguredPolicy, Engine};
+use crate::cli::plugin::author::project::{CallLimits, ConfiguredPolicy, EngineArgs};
 use crate::cli::plugin::author::question::{OfflineSpec, RoomSpec};
-use crate::cli::{EXIT_FAILURE, EXIT_SUCCESS, fail, print, print_json};
+use crate::cli::{EXIT_FAILURE, EXIT_SUCCESS, OrUsage as _, fail, print, print_json};
 use crate::files;
 use crate::telemetry::Fields;
 
@@ -26,7 +26,7 @@ pub(in crate::cli::plugin) struct Args {
     #[command(flatten)]
     limits: CallLimits,
     #[command(flatten)]
-    engine: Engine,
+    engine: EngineArgs,
     /// The file with the inputs. Default, or with `-`: standard input.
     #[arg(long, short, value_name = "FILE")]
     messages: Option<PathBuf>,
@@ -36,25 +36,15 @@ pub(in crate::cli::plugin) struct Args {
 }
 
 pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
-    let (config, engine) =
-        match args.configured.config().and_then(|config| Ok((config, args.engine.config()?))) {
-            Ok(ready) => ready,
-            Err(mistake) => return Ok(project::mistake(&mistake)),
-        };
+    let (config, engine) = (args.configured.config().or_usage()?, args.engine.config()?);
     let mut questions: Box<dyn Read> = match &args.messages {
-        Some(file) if file.as_os_str() != "-" => match files::open_argument(file) {
-            Ok(open) => Box::new(open),
-            Err(why) => {
-                let why = anyhow::anyhow!("cannot read {}: {why}", file.display());
-                return Ok(project::mistake(&why));
-            }
-        },
+        Some(file) if file.as_os_str() != "-" => {
+            let opened = files::open_argument(file);
+            Box::new(opened.with_context(|| format!("cannot read {}", file.display())).or_usage()?)
+        }
         _ => Box::new(std::io::stdin()),
     };
-    let policy = match args.configured.place.policy() {
-        Ok(policy) => policy,
-        Err(code) => return Ok(code),
-    };
+    let policy = args.configured.place.policy()?;
     show_its_log();
     let mut under_test = PluginUnderTest::new(&policy, args.limits, engine)?;
     let mut instance = under_test.with(&config).map_err(|why| {
@@ -84,10 +74,8 @@ fn ask_all(questions: &mut dyn Read, instance: &mut TestInstance, json: bool) ->
         if text.trim().is_empty() {
             continue;
         }
-        let (hook, answer) = match ask(instance, text.trim()).with_context(|| format!("line {number}")) {
-            Ok(answered) => answered,
-            Err(mistake) => return Ok(project::mistake(&mistake)),
-        };
+        let answered = ask(instance, text.trim()).with_context(|| format!("line {number}"));
+        let (hook, answer) = answered.or_usage()?;
         if answer.is_failure() {
             code = EXIT_FAILURE;
         }

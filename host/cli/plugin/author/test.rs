@@ -9,8 +9,8 @@ use crate::cli::plugin::author::answer::PolicyAnswer;
 use crate::cli::plugin::author::cases::{self, Case, Cases};
 use crate::cli::plugin::author::expect::Expected;
 use crate::cli::plugin::author::plugin_under_test::{PluginUnderTest, StartError, TestInstance};
-use crate::cli::plugin::author::project::{self, CallLimits, Engine, PolicyPath};
-use crate::cli::{EXIT_FAILURE, EXIT_SUCCESS, EXIT_USAGE, fail, print, print_lines};
+use crate::cli::plugin::author::project::{CallLimits, EngineArgs, PolicyPath};
+use crate::cli::{EXIT_FAILURE, EXIT_SUCCESS, OrUsage as _, fail, print, print_lines, usage};
 
 /// Arguments of `halley plugin test`.
 #[derive(Debug, clap::Args)]
@@ -20,7 +20,7 @@ pub(in crate::cli::plugin) struct Args {
     #[command(flatten)]
     limits: CallLimits,
     #[command(flatten)]
-    engine: Engine,
+    engine: EngineArgs,
     /// The file with the cases, TOML or JSON. Without it, cases.toml or cases.json next to the
     /// policy.
     #[arg(long, value_name = "FILE")]
@@ -28,35 +28,19 @@ pub(in crate::cli::plugin) struct Args {
 }
 
 pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
-    let file = match args.cases.clone().map_or_else(|| args.place.cases(), Ok) {
-        Ok(file) => file,
-        Err(mistake) => return Ok(project::mistake(&mistake)),
-    };
-    let cases = match cases::read(&file) {
-        Ok(cases) => cases,
-        Err(mistake) => return Ok(project::mistake(&mistake)),
-    };
+    let file = args.cases.clone().map_or_else(|| args.place.cases(), Ok).or_usage()?;
+    let cases = cases::read(&file).or_usage()?;
     if cases.cases.is_empty() {
-        fail(&format!("{} has no cases; add a `[[case]]`", file.display()));
-        return Ok(EXIT_USAGE);
+        return usage(&format!("{} has no cases; add a `[[case]]`", file.display()));
     }
-    let engine = match args.engine.config() {
-        Ok(engine) => engine,
-        Err(mistake) => return Ok(project::mistake(&mistake)),
-    };
-    let policy = match args.place.policy() {
-        Ok(policy) => policy,
-        Err(code) => return Ok(code),
-    };
-    match check(&cases, &mut PluginUnderTest::new(&policy, args.limits, engine)?) {
-        Ok(code) => {
-            if code == EXIT_SUCCESS {
-                args.place.put_in_place(&policy)?;
-            }
-            Ok(code)
-        }
-        Err(mistake) => Ok(project::mistake(&mistake.context(format!("{} has a mistake", file.display())))),
+    let engine = args.engine.config()?;
+    let policy = args.place.policy()?;
+    let checked = check(&cases, &mut PluginUnderTest::new(&policy, args.limits, engine)?);
+    let code = checked.with_context(|| format!("{} has a mistake", file.display())).or_usage()?;
+    if code == EXIT_SUCCESS {
+        args.place.put_in_place(&policy)?;
     }
+    Ok(code)
 }
 
 /// Runs all cases and prints what differs from the expectations.

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use crate::cli::common;
-use crate::cli::plugin::author::{project, sdk};
-use crate::cli::{EXIT_SUCCESS, print, print_lines};
+use crate::cli::plugin::author::sdk;
+use crate::cli::{EXIT_SUCCESS, OrUsage as _, print, print_lines};
 
 /// Arguments of `halley plugin wit`.
 #[derive(Debug, clap::Args)]
@@ -20,9 +20,7 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
         return Ok(EXIT_SUCCESS);
     };
     let file = folder.join("policy.wit");
-    if let Err(mistake) = common::write(&file, sdk::CONTRACT) {
-        return Ok(project::mistake(&mistake));
-    }
+    common::write(&file, sdk::CONTRACT).or_usage()?;
     print(&file.display().to_string());
     Ok(EXIT_SUCCESS)
 }
