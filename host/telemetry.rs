@@ -5,7 +5,7 @@
 
 pub mod escape;
 mod fields;
-mod labels;
+mod metrics;
 mod sink;
 mod throttle;
 
@@ -19,7 +19,7 @@ use prometheus_client::registry::Registry;
 use tracing_subscriber::EnvFilter;
 
 pub use fields::Fields;
-pub(crate) use labels::label_enum;
+pub(crate) use metrics::{label_enum, metrics};
 use sink::LogSink;
 pub use throttle::LogThrottle;
 

@@ -28,12 +28,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use bytesize::ByteSize;
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::registry::Registry;
 
 use crate::decision::{AbsentRecipient, Disposition, IdKind};
 use crate::kafka::topic_problem;
 use crate::message::{Message, MessageId, RoomId, UserId};
 pub use crate::redis_client::Unavailable;
+use crate::telemetry::metrics;
 pub use memory::MemoryInbox;
 pub use notifier::Notifier;
 pub use queue::{InboxProblem, InboxQueue, InboxWriter, StoreResult};
@@ -181,28 +181,14 @@ fn size(message: &Message, user: &UserId) -> usize {
     message.body.len() + room + user.as_str().len()
 }
 
-/// Metrics of the inbox.
-#[derive(Clone, Debug)]
-pub struct Metrics {
-    stored: Counter,
-    not_stored: Counter,
-}
-
-impl Metrics {
-    /// Creates and registers the metrics.
-    pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self { stored: Counter::default(), not_stored: Counter::default() };
-        registry.register(
-            "halley_offline_stored",
-            "Messages stored for absent users, once per user",
-            metrics.stored.clone(),
-        );
-        registry.register(
-            "halley_offline_not_stored",
-            "Messages for absent users that can never be stored, once per user",
-            metrics.not_stored.clone(),
-        );
-        metrics
+metrics! {
+    /// Metrics of the inbox.
+    #[derive(Clone, Debug)]
+    pub struct Metrics {
+        /// Messages stored for absent users, once per user.
+        stored: Counter = "halley_offline_stored";
+        /// Messages for absent users that can never be stored, once per user.
+        not_stored: Counter = "halley_offline_not_stored";
     }
 }
 

@@ -1,5 +1,7 @@
 //! Contract tests of the inbox, for memory and Redis.
 
+use prometheus_client::registry::Registry;
+
 use super::*;
 use crate::message::{Audience, Origin, Record};
 use crate::redis_client::testing::{RedisCluster, RedisServer, client_of, eventually};

@@ -19,7 +19,6 @@ use bytesize::ByteSize;
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
 use tracing::{info, warn};
 
 pub use limit::{InvalidLimit, MemoryLimit};
@@ -27,6 +26,7 @@ pub use limit::{InvalidLimit, MemoryLimit};
 use hysteresis::{AdmissionChange, Hysteresis};
 
 use crate::files;
+use crate::telemetry::metrics;
 
 /// How often memory is measured.
 const MEASURE_EVERY: Duration = Duration::from_millis(100);
@@ -34,40 +34,18 @@ const MEASURE_EVERY: Duration = Duration::from_millis(100);
 /// How long admission may be stopped before readiness reports it.
 const STALL_AFTER: Duration = Duration::from_secs(5);
 
-/// The guard's metrics.
-#[derive(Clone, Default)]
-pub struct Metrics {
-    resident: Gauge,
-    limit: Gauge,
-    stopped: Gauge,
-    stops: Counter,
-}
-
-impl Metrics {
-    /// Registers the guard's metrics.
-    pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self::default();
-        registry.register(
-            "halley_memory_resident_bytes",
-            "Resident memory of the process",
-            metrics.resident.clone(),
-        );
-        registry.register(
-            "halley_memory_limit_bytes",
-            "The memory limit of the process; 0 means none",
-            metrics.limit.clone(),
-        );
-        registry.register(
-            "halley_memory_admission_stopped",
-            "1 while no records are admitted because the memory limit is near",
-            metrics.stopped.clone(),
-        );
-        registry.register(
-            "halley_memory_admission_stops",
-            "How often admission has stopped because the memory limit was near",
-            metrics.stops.clone(),
-        );
-        metrics
+metrics! {
+    /// The guard's metrics.
+    #[derive(Clone, Default)]
+    pub struct Metrics {
+        /// Resident memory of the process.
+        resident: Gauge = "halley_memory_resident_bytes";
+        /// The memory limit of the process; 0 means none.
+        limit: Gauge = "halley_memory_limit_bytes";
+        /// 1 while no records are admitted because the memory limit is near.
+        stopped: Gauge = "halley_memory_admission_stopped";
+        /// How often admission has stopped because the memory limit was near.
+        stops: Counter = "halley_memory_admission_stops";
     }
 }
 

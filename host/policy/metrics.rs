@@ -4,16 +4,20 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
 
-use crate::telemetry::label_enum;
+use crate::telemetry::{label_enum, metrics};
 
-/// Metrics of the policies. Registered once per gateway.
-#[derive(Clone, Debug, Default)]
-pub struct Metrics {
-    swaps: Family<SwapLabels, Counter>,
-    quarantines: Family<PluginLabels, Counter>,
-    generation: Gauge,
+metrics! {
+    /// Metrics of the policies. Registered once per gateway.
+    #[derive(Clone, Debug, Default)]
+    pub struct Metrics {
+        /// Attempts to swap the policy set.
+        swaps: Family<SwapLabels, Counter> = "halley_policy_swaps";
+        /// Versions that failed too often.
+        quarantines: Family<PluginLabels, Counter> = "halley_plugin_quarantines";
+        /// Generation of the active policy set.
+        generation: Gauge = "halley_policy_generation";
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -34,24 +38,6 @@ label_enum! {
 }
 
 impl Metrics {
-    /// Registers all of them.
-    pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self::default();
-        let m = &metrics;
-        registry.register("halley_policy_swaps", "Attempts to swap the policy set", m.swaps.clone());
-        registry.register(
-            "halley_plugin_quarantines",
-            "Versions that failed too often",
-            m.quarantines.clone(),
-        );
-        registry.register(
-            "halley_policy_generation",
-            "Generation of the active policy set",
-            m.generation.clone(),
-        );
-        metrics
-    }
-
     pub(super) fn swapped(&self, generation: u64) {
         self.swaps.get_or_create(&SwapLabels { result: SwapResult::Swapped }).inc();
         self.generation.set(i64::try_from(generation).unwrap_or(i64::MAX));

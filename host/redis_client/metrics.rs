@@ -7,56 +7,34 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::Registry;
 
-use crate::telemetry::{LogThrottle, latency_histogram};
+use crate::telemetry::{LogThrottle, latency_histogram, metrics};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OperationLabels {
     operation: &'static str,
 }
 
-/// Metrics of the shared client. Operations are constants, so the labels are bounded.
-#[derive(Clone, Debug)]
-pub struct Metrics {
-    seconds: Family<OperationLabels, Histogram, fn() -> Histogram>,
-    errors: Family<OperationLabels, Counter>,
-    /// Omitted strings, and replies that ended their connection.
-    values_refused: Counter,
-    replies_refused: Counter,
-    warning: Arc<LogThrottle>,
+metrics! {
+    /// Metrics of the shared client. Operations are constants, so the labels are bounded.
+    #[derive(Clone, Debug)]
+    pub struct Metrics {
+        /// Time that Redis took to answer, by operation.
+        seconds: Family<OperationLabels, Histogram, fn() -> Histogram> = "halley_redis_call_duration_seconds"
+            in Family::new_with_constructor(latency_histogram);
+        /// Calls that Redis did not answer, by operation.
+        errors: Family<OperationLabels, Counter> = "halley_redis_errors";
+        /// Oversized strings in Redis' replies, which were replaced by nil.
+        values_refused: Counter = "halley_redis_values_refused";
+        /// Replies of Redis that were larger than `[redis] max_reply` or malformed, and closed their
+        /// connection.
+        replies_refused: Counter = "halley_redis_replies_refused";
+        ..
+        warning: Arc<LogThrottle> = Arc::new(LogThrottle::per_record());
+    }
 }
 
 impl Metrics {
-    /// Creates and registers the metrics.
-    pub fn register(registry: &mut Registry) -> Self {
-        let seconds = Family::new_with_constructor(latency_histogram as fn() -> Histogram);
-        let errors = Family::default();
-        registry.register(
-            "halley_redis_call_duration_seconds",
-            "Time that Redis took to answer, by operation",
-            seconds.clone(),
-        );
-        registry.register(
-            "halley_redis_errors",
-            "Calls that Redis did not answer, by operation",
-            errors.clone(),
-        );
-        let (values_refused, replies_refused) = (Counter::default(), Counter::default());
-        registry.register(
-            "halley_redis_values_refused",
-            "Oversized strings in Redis' replies, which were replaced by nil",
-            values_refused.clone(),
-        );
-        registry.register(
-            "halley_redis_replies_refused",
-            "Replies of Redis that were larger than `[redis] max_reply` or malformed, and closed their connection",
-            replies_refused.clone(),
-        );
-        let warning = Arc::new(LogThrottle::per_record());
-        Self { seconds, errors, values_refused, replies_refused, warning }
-    }
-
     pub(crate) fn record_latency(&self, operation: &'static str, took: Duration) {
         self.seconds.get_or_create(&OperationLabels { operation }).observe(took.as_secs_f64());
     }

@@ -9,10 +9,9 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::Registry;
 
 use crate::decision::{DifferenceKind, FailureKind, PluginVersion};
-use crate::telemetry::latency_histogram;
+use crate::telemetry::{latency_histogram, metrics};
 use crate::wasm::failure::PluginLimit;
 use crate::wasm::metrics::labels::{
     CustomMetricLabels, DecisionLabels, DifferenceLabels, ErrorLabels, HookLabels, LimitLabels, VersionLabels,
@@ -31,22 +30,35 @@ pub(crate) const MAX_CUSTOM_NAME_LENGTH: usize = 64;
 
 type Histograms = Family<HookLabels, Histogram, fn() -> Histogram>;
 
-/// Metrics of the plugins. Registered once per gateway.
-#[derive(Clone, Debug)]
-pub(crate) struct Metrics {
-    calls: Family<HookLabels, Counter>,
-    errors: Family<ErrorLabels, Counter>,
-    decisions: Family<DecisionLabels, Counter>,
-    limits: Family<LimitLabels, Counter>,
-    differences: Family<DifferenceLabels, Counter>,
-    seconds: Histograms,
-    info: Family<VersionLabels, Gauge>,
-    over_budget: Family<VersionLabels, Gauge>,
-    custom_counters: Family<CustomMetricLabels, Counter>,
-    custom_gauges: Family<CustomMetricLabels, Gauge<f64, AtomicU64>>,
-    /// The number of prepared plugins by name and version, and the names of their own metrics: what
-    /// to remove with the last of them.
-    known: Arc<Mutex<BTreeMap<String, MetricNames>>>,
+metrics! {
+    /// Metrics of the plugins. Registered once per gateway.
+    #[derive(Clone, Debug)]
+    pub(crate) struct Metrics {
+        /// Calls of plugins.
+        calls: Family<HookLabels, Counter> = "halley_plugin_calls";
+        /// Calls of plugins that failed.
+        errors: Family<ErrorLabels, Counter> = "halley_plugin_errors";
+        /// Messages by what a filter decided.
+        decisions: Family<DecisionLabels, Counter> = "halley_plugin_decisions";
+        /// Limits that plugins ran into.
+        limits: Family<LimitLabels, Counter> = "halley_plugin_limits";
+        /// Messages that a candidate would have decided differently.
+        differences: Family<DifferenceLabels, Counter> = "halley_plugin_differences";
+        /// Time in calls of plugins.
+        seconds: Histograms = "halley_plugin_call_duration_seconds" in Family::new_with_constructor(latency_histogram);
+        /// 1 for every version that is loaded.
+        info: Family<VersionLabels, Gauge> = "halley_plugin_info";
+        /// Workers that do not call the plugin for now, because too many calls exceeded their deadline.
+        over_budget: Family<VersionLabels, Gauge> = "halley_plugin_over_time_budget";
+        /// Plugins' own counters.
+        custom_counters: Family<CustomMetricLabels, Counter> = "halley_plugin_counter";
+        /// Plugins' own gauges.
+        custom_gauges: Family<CustomMetricLabels, Gauge<f64, AtomicU64>> = "halley_plugin_gauge";
+        ..
+        /// The number of prepared plugins by name and version, and the names of their own metrics: what to
+        /// remove with the last of them.
+        known: Arc<Mutex<BTreeMap<String, MetricNames>>> = Arc::default();
+    }
 }
 
 #[derive(Debug, Default)]
@@ -57,51 +69,6 @@ struct MetricNames {
 }
 
 impl Metrics {
-    /// Registers all of them.
-    pub(crate) fn register(registry: &mut Registry) -> Self {
-        let metrics = Self {
-            calls: Family::default(),
-            errors: Family::default(),
-            decisions: Family::default(),
-            limits: Family::default(),
-            differences: Family::default(),
-            seconds: Family::new_with_constructor(latency_histogram),
-            info: Family::default(),
-            over_budget: Family::default(),
-            custom_counters: Family::default(),
-            custom_gauges: Family::default(),
-            known: Arc::default(),
-        };
-        let m = &metrics;
-        registry.register("halley_plugin_calls", "Calls of plugins", m.calls.clone());
-        registry.register("halley_plugin_errors", "Calls of plugins that failed", m.errors.clone());
-        registry.register(
-            "halley_plugin_decisions",
-            "Messages by what a filter decided",
-            m.decisions.clone(),
-        );
-        registry.register("halley_plugin_limits", "Limits that plugins ran into", m.limits.clone());
-        registry.register(
-            "halley_plugin_differences",
-            "Messages that a candidate would have decided differently",
-            m.differences.clone(),
-        );
-        registry.register(
-            "halley_plugin_call_duration_seconds",
-            "Time in calls of plugins",
-            m.seconds.clone(),
-        );
-        registry.register("halley_plugin_info", "1 for every version that is loaded", m.info.clone());
-        registry.register(
-            "halley_plugin_over_time_budget",
-            "Workers that do not call the plugin for now, because too many calls exceeded their deadline",
-            m.over_budget.clone(),
-        );
-        registry.register("halley_plugin_counter", "Plugins' own counters", m.custom_counters.clone());
-        registry.register("halley_plugin_gauge", "Plugins' own gauges", m.custom_gauges.clone());
-        metrics
-    }
-
     fn forget(&self, version: &PluginVersion) {
         let mut all = self.known.lock();
         let Some(known) = all.get_mut(&*version.name) else { return };
@@ -154,6 +121,8 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
+    use prometheus_client::registry::Registry;
+
     use super::*;
 
     fn text(registry: &Registry) -> String {
