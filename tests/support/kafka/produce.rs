@@ -1,10 +1,10 @@
 //! Produces records as `logic` does, and malformed ones.
 
 use bytes::Bytes;
-use halley::message::{Audience, Origin, Record, encode};
+use halley::message::{Audience, encode};
 use rdkafka::producer::FutureRecord;
 
-use super::{ANSWER, Kafka, raw};
+use super::{ANSWER, ConsumedRecord, Kafka, raw};
 
 impl Kafka {
     /// Produces a message as `logic` does and waits for the broker's acknowledgement. Returns the id
@@ -100,16 +100,24 @@ impl Kafka {
         let record = FutureRecord { key, payload: value, timestamp: timestamp_ms, ..record };
         let sent = self.producer.send(record, ANSWER).await;
         let at = sent.unwrap_or_else(|(e, _)| panic!("topic {topic} does not take the record: {e}"));
-        // The timestamp is only known now if the topic sets it.
-        Record {
-            origin: Origin { topic: topic.into(), partition: at.partition, offset: at.offset },
-            timestamp_ms: at.timestamp.to_millis(),
+        let written = ConsumedRecord {
+            partition: at.partition,
+            offset: at.offset,
             key: key.map(|key| Bytes::copy_from_slice(key.as_bytes())),
             value: value.map(Bytes::copy_from_slice),
             headers: Vec::new(),
-            trusted: false,
+            // Only known now if the topic sets it.
+            timestamp_ms: at.timestamp.to_millis(),
+        };
+        if at.offset >= 0 {
+            return written.id(topic);
         }
-        .message_id()
-        .to_string()
+        // A retry after the broker died: it has the record already, and does not say where.
+        let same = |record: &ConsumedRecord| (&record.key, &record.value) == (&written.key, &written.value);
+        let records = self.read_all(topic);
+        let mut found = records.iter().filter(|record| same(record));
+        let id = found.next().expect("the record is acknowledged").id(topic);
+        assert_eq!(found.next(), None, "which of these is the record?");
+        id
     }
 }
