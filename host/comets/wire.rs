@@ -173,7 +173,12 @@ impl Payload {
     pub(super) fn metadata(&self, id: &MessageId) -> Option<HeaderValue> {
         let is_printable = |text: &str| text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
         let text = id.as_str();
-        let encode = || is_printable(text).then(|| HeaderValue::from_str(text).ok()).flatten();
+        let encode = || {
+            let mut value = HeaderValue::from_str(text).ok().filter(|_| is_printable(text))?;
+            // Keeps it out of HPACK's table, where it is of no use and drives out what every call has.
+            value.set_sensitive(true);
+            Some(value)
+        };
         if self.0.id.get().is_none() {
             let _ = self.0.id.set((id.clone(), encode()?));
         }
