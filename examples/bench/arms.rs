@@ -40,7 +40,7 @@ pub(crate) async fn run(world: &mut World, arm: &Arm) -> anyhow::Result<Figures>
             Load::Held => held(world, scenario).await,
         },
         Arm::Calls { comets, open } => {
-            world.comets.reset(Duration::ZERO);
+            world.comets.reset(Duration::ZERO, false);
             let mut args = vec!["floor-calls".to_owned()];
             args.extend(["--open".to_owned(), open.to_string(), "--calls".to_owned()]);
             args.push(world.sizes.calls.to_string());
@@ -106,6 +106,7 @@ impl Sample {
             (Figure::CpuPerMessage, cpu / messages),
             (Figure::CpuPerCall, cpu / calls),
             (Figure::CallsPer100, 100.0 * calls / deliveries),
+            (Figure::DeliveriesPerCpuSecond, 1e6 * deliveries / cpu),
             (Figure::MessagesPerSecond, messages / (end.at - self.at).as_secs_f64()),
         ])
     }
@@ -219,7 +220,7 @@ async fn send_apart(producer: &mut Producer, messages: usize) -> anyhow::Result<
 }
 
 async fn direct(world: &mut World) -> anyhow::Result<Figures> {
-    world.comets.reset(Duration::ZERO);
+    world.comets.reset(Duration::ZERO, false);
     let mut producer = world.producer(Duration::ZERO).await?;
     let comet = world.comets.addresses(1)[0].to_string();
     let args = ["floor-direct", "--brokers", world.brokers(), "--topic", producer.topic(), "--comet", &comet];

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 use std::time::Duration;
@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::producer::{Stamp, now};
+use crate::streams;
 
 /// gRPC's prefix of every message.
 const PREFIX: usize = 5;
@@ -42,7 +43,9 @@ pub(crate) struct Comets {
 }
 
 /// State that all comets share.
-struct Shared {
+pub(crate) struct Shared {
+    /// Whether streams are served.
+    streams: AtomicBool,
     calls: AtomicU64,
     messages: AtomicU64,
     delay: AtomicU64,
@@ -69,6 +72,7 @@ impl Comets {
         // One thread for all: on a small machine the gateway needs the others.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let shared = Arc::new(Shared {
+            streams: AtomicBool::new(false),
             calls: AtomicU64::new(0),
             messages: AtomicU64::new(0),
             delay: AtomicU64::new(0),
@@ -90,8 +94,10 @@ impl Comets {
         &self.addresses[..count]
     }
 
-    /// Clears the records. From now on, calls are answered after this time.
-    pub(crate) fn reset(&self, delay: Duration) {
+    /// Clears the records. From now on, calls are answered after this time, and streams are served or
+    /// not.
+    pub(crate) fn reset(&self, delay: Duration, streams: bool) {
+        self.shared.streams.store(streams, Ordering::Relaxed);
         self.shared.delay.store(delay.as_micros() as u64, Ordering::Relaxed);
         self.shared.held.send_replace(false);
         self.forget();
@@ -149,16 +155,49 @@ impl Shared {
         self.calls.fetch_add(1, Ordering::Relaxed);
         self.messages.fetch_add(messages, Ordering::Relaxed);
     }
+
+    /// Counts the messages of one frame, which counts as a call.
+    pub(crate) fn count_streamed<'a>(
+        &self,
+        comet: usize,
+        messages: impl Iterator<Item = (&'a str, &'a Bytes)>,
+    ) {
+        let mut seen = lock(&self.seen[comet]);
+        let mut count = 0;
+        for (room, body) in messages {
+            seen.take_bodies(room, std::iter::once(body.clone()));
+            count += 1;
+        }
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.messages.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Waits as long as answers take.
+    pub(crate) async fn wait(&self) {
+        let delay = Duration::from_micros(self.delay.load(Ordering::Relaxed));
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
+        if *self.held.borrow() {
+            // Ends when it is let go; the sender lives as long as this.
+            drop(self.held.subscribe().wait_for(|held| !held).await);
+        }
+    }
 }
 
 impl Seen {
     /// Records the messages of a call, and returns their number.
     fn take(&mut self, room: &str, proto: &Proto) -> u64 {
-        let mut last = self.rooms.get(room).copied();
-        let mut messages = 0;
         let is_raw = proto.op == OP_RAW;
         let mut rest = proto.body.clone();
-        while let Some(body) = if is_raw { frame(&mut rest) } else { one(&mut rest) } {
+        let next = move || if is_raw { frame(&mut rest) } else { one(&mut rest) };
+        self.take_bodies(room, std::iter::from_fn(next))
+    }
+
+    fn take_bodies(&mut self, room: &str, bodies: impl Iterator<Item = Bytes>) -> u64 {
+        let mut last = self.rooms.get(room).copied();
+        let mut messages = 0;
+        for body in bodies {
             messages += 1;
             let Some(stamp) = Stamp::read(&body) else { continue };
             match last {
@@ -236,6 +275,9 @@ async fn answer(
     comet: usize,
     shared: &Shared,
 ) -> Result<(), h2::Error> {
+    if request.uri().path() == streams::PATH && shared.streams.load(Ordering::Relaxed) {
+        return streams::serve(request.into_body(), respond, comet, shared).await;
+    }
     let is_room = request.uri().path().ends_with("/BroadcastRoom");
     let body = read(request.into_body()).await?;
     let mut response = Response::new(());
@@ -250,14 +292,7 @@ async fn answer(
         return respond.send_response(response, true).map(drop);
     };
     shared.count(comet, &request);
-    let delay = Duration::from_micros(shared.delay.load(Ordering::Relaxed));
-    if !delay.is_zero() {
-        tokio::time::sleep(delay).await;
-    }
-    if *shared.held.borrow() {
-        // Ends when it is let go; the sender lives as long as this.
-        drop(shared.held.subscribe().wait_for(|held| !held).await);
-    }
+    shared.wait().await;
     let mut stream = respond.send_response(response, false)?;
     stream.send_data(Bytes::from_static(&[0; PREFIX]), false)?;
     let mut trailers = HeaderMap::with_capacity(1);

@@ -115,5 +115,15 @@ fn configuration(scenario: &Scenario, around: &Around<'_>, admin: u16) -> String
             text.push_str(&format!("{key} = {value}\n"));
         }
     }
-    sections.iter().map(|(name, text)| format!("[{name}]\n{text}\n")).collect()
+    let mut text: String = sections.iter().map(|(name, text)| format!("[{name}]\n{text}\n")).collect();
+    if scenario.filter {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("plugins/dist/keyword_filter.wasm");
+        let words: Vec<String> = (0..1000).map(|word| format!("\"forbidden{word:04}\"")).collect();
+        text.push_str(&format!(
+            "[[plugin]]\nname = \"words\"\npath = \"{}\"\nconfig = {{ words = [{}], action = \"drop\" }}\n",
+            path.display(),
+            words.join(", ")
+        ));
+    }
+    text
 }

@@ -27,6 +27,7 @@ mod gateway;
 mod producer;
 mod rows;
 mod servers;
+mod streams;
 mod table;
 mod window;
 mod world;

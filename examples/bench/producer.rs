@@ -90,6 +90,8 @@ impl Producer {
         for result in made {
             result.map_err(|(topic, why)| anyhow::anyhow!("the topic {topic} cannot be made: {why}"))?;
         }
+        // Otherwise a retry on a busy machine would repeat messages in the topic.
+        config.set("enable.idempotence", "true");
         config.set("linger.ms", linger.as_millis().to_string());
         config.set("batch.size", "500000").set("queue.buffering.max.messages", "200000");
         Ok(Self { client: config.create()?, topic: topic.to_owned(), rooms: HashMap::new() })

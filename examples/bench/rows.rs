@@ -17,8 +17,10 @@ pub(crate) enum Figure {
     CpuPerMessage,
     /// The same per call to a comet.
     CpuPerCall,
-    /// Calls for 100 deliveries, which are messages times comets.
+    /// Calls, or frames of streams, for 100 deliveries, which are messages times comets.
     CallsPer100,
+    /// Deliveries for each second of CPU time of the process.
+    DeliveriesPerCpuSecond,
     /// The calls that the merge window allows.
     AllowedCallsPer100,
     /// Messages of the topic per second.
@@ -70,6 +72,10 @@ pub(crate) struct Scenario {
     /// The delay of the comets' answers, in milliseconds.
     pub(crate) delay: u64,
     pub(crate) load: Load,
+    /// Whether comets serve streams.
+    pub(crate) streams: bool,
+    /// Whether messages pass a filter: keyword-filter with 1,000 words.
+    pub(crate) filter: bool,
     /// Settings in addition to the defaults: section, key, and value as TOML.
     pub(crate) settings: &'static [(&'static str, &'static str, &'static str)],
 }
@@ -141,11 +147,21 @@ impl Goal {
 }
 
 const BACKLOG: Load = Load::Backlog { one_of: 1 };
-const GOIM_8: Scenario =
-    Scenario { dialect: Dialect::Goim, rooms: 8, comets: 1, delay: 0, load: BACKLOG, settings: &[] };
+const GOIM_8: Scenario = Scenario {
+    dialect: Dialect::Goim,
+    rooms: 8,
+    comets: 1,
+    delay: 0,
+    load: BACKLOG,
+    streams: false,
+    filter: false,
+    settings: &[],
+};
 const GOIM_100: Scenario = Scenario { rooms: 100, comets: 4, ..GOIM_8 };
 const UNARY: Scenario =
     Scenario { dialect: Dialect::Chatroom, load: Load::Backlog { one_of: 4 }, ..GOIM_100 };
+const STREAMED: Scenario = Scenario { streams: true, load: BACKLOG, ..UNARY };
+const WHOLE_PATH: Scenario = Scenario { filter: true, ..STREAMED };
 const EVERYWHERE: Scenario = Scenario { dialect: Dialect::ChatroomEverywhere, ..UNARY };
 
 /// Limits that no backlog reaches.
@@ -242,8 +258,36 @@ pub(crate) const ROWS: &[Row] = &[
         lines: LIVE,
         missing: None,
     },
-    missing("streamed", "deliveries per CPU second, streamed against unary", "needs [comets] delivery"),
-    missing("whole-path", "filter, cached route, 4 streamed comets", "needs [comets] delivery"),
+    Row {
+        name: "streamed",
+        about: "chatroom, 100 rooms in Redis, 4 comets: by stream instead of by calls",
+        arms: &[Arm::Gateway(STREAMED), Arm::Gateway(UNARY)],
+        lines: &[
+            line("deliveries per CPU second", Unit::PerSecond, 0, Figure::DeliveriesPerCpuSecond)
+                .against(1, Figure::DeliveriesPerCpuSecond, "by calls")
+                .goal(Goal::RatioAtLeast(8.0)),
+            line("CPU per message", Unit::Micros, 0, Figure::CpuPerMessage),
+            line("frames per 100 deliveries", Unit::Calls, 0, Figure::CallsPer100),
+            line("messages", Unit::PerSecond, 0, Figure::MessagesPerSecond).against(
+                1,
+                Figure::MessagesPerSecond,
+                "by calls",
+            ),
+        ],
+        missing: None,
+    },
+    Row {
+        name: "whole-path",
+        about: "a filter with 1,000 words, 100 cached routes, 4 streamed comets",
+        arms: &[Arm::Gateway(WHOLE_PATH), Arm::Drain(WHOLE_PATH)],
+        lines: &[
+            line("CPU per message", Unit::Micros, 0, Figure::CpuPerMessage)
+                .against(1, Figure::CpuPerMessage, "bare drain")
+                .goal(Goal::RatioAtMost(15.0)),
+            line("messages", Unit::PerSecond, 0, Figure::MessagesPerSecond),
+        ],
+        missing: None,
+    },
     Row {
         name: "backlog",
         about: "goim, 8 rooms, 1 comet: the default limits",

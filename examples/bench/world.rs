@@ -154,7 +154,7 @@ impl World {
         topic: &str,
     ) -> anyhow::Result<Gateway> {
         let group = self.name("group");
-        self.comets.reset(Duration::from_millis(scenario.delay));
+        self.comets.reset(Duration::from_millis(scenario.delay), scenario.streams);
         let comets = self.comets.addresses(scenario.comets);
         fill_directory(&self.redis.url(), scenario, comets).await?;
         let (brokers, redis) = (self.kafka.brokers(), self.redis.url());

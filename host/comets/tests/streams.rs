@@ -383,3 +383,36 @@ async fn a_slow_comet_with_much_credit_misses_no_deadline() {
     }
     all_acknowledged(handles).await;
 }
+
+#[tokio::test]
+async fn many_rooms_keep_their_order_when_a_stream_begins() {
+    const ROOMS: usize = 100;
+    const EACH: usize = 20;
+    let (comet, fleet) = (FakeComet::start_streaming(), fleet(&Config { queue: 10_000, ..config() }, TIMING));
+    let mut handles = Vec::new();
+    for number in 0..EACH {
+        for name in 0..ROOMS {
+            let target = room(&name.to_string());
+            handles.push(fleet.send_now(request(&fleet, &comet.address, target, "x", &number.to_string())));
+            if handles.len() == ROOMS * 3 {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+    let mut stream = comet.welcomed().await;
+    let mut seen = std::collections::HashMap::<String, Vec<String>>::new();
+    let mut count = 0;
+    while count < ROOMS * EACH {
+        let messages = stream.messages(1).await;
+        count += messages.len();
+        stream.acknowledge(messages.last().map_or(0, |last| last.seq));
+        for message in messages {
+            let Some(message::Audience::Room(room)) = message.audience else { panic!("a room") };
+            seen.entry(room).or_default().push(message.id);
+        }
+    }
+    all_acknowledged(handles).await;
+    for (room, ids) in seen {
+        assert_eq!(ids, numbers(0..EACH), "room {room}");
+    }
+}
