@@ -9,12 +9,16 @@
 //!
 //! - It serves the `chatroom` dialect, all four methods, and drops messages that come a second
 //!   time (Halley delivers at least once) by the `halley-message-id` metadata.
+//! - It serves streamed delivery as well (`comet/stream.rs`), which is cheaper for both sides.
 //! - It writes each connection into Redis and takes it out again: `room:connections:{room}`,
 //!   `connection:info:{connection}`, and `user:online:{user}`, which expires after 300 s and is
 //!   renewed while the user is connected.
 //! - Memory is bounded: a browser that does not keep up is disconnected.
 //!
 //! It knows nothing of Kafka and asks nobody who a user is: an example, not a product.
+
+#[path = "comet/stream.rs"]
+mod stream;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
@@ -91,14 +95,17 @@ async fn main() -> anyhow::Result<()> {
         hub: Mutex::default(),
         draining: CancellationToken::new(),
         browsers: TaskTracker::new(),
+        streams: TaskTracker::new(),
     });
     let pages = axum::Router::new()
         .route("/", get(async || Html(include_str!("comet.html"))))
         .route("/ws", get(upgrade))
         .with_state(comet.clone());
-    let service = CometServer::from_arc(comet.clone());
+    let server = tonic::transport::Server::builder()
+        .add_service(CometServer::from_arc(comet.clone()))
+        .add_service(stream::service(comet.clone()));
     tokio::select! {
-        ended = tonic::transport::Server::builder().add_service(service).serve_with_incoming(grpc) => ended?,
+        ended = server.serve_with_incoming(grpc) => ended?,
         ended = axum::serve(http, pages).into_future() => ended?,
         () = asked_to_stop_and_drained(&comet) => {}
     }
@@ -150,6 +157,9 @@ async fn asked_to_stop_and_drained(comet: &ExampleComet) {
     info!("stopping: {} connections leave", comet.hub.lock().browsers.len());
     comet.draining.cancel();
     comet.browsers.close();
+    comet.streams.close();
+    // Streams that gateways do not end in time break off; what they carried is delivered elsewhere.
+    drop(tokio::time::timeout(GRACE / 2, comet.streams.wait()).await);
     if tokio::time::timeout(GRACE, comet.browsers.wait()).await.is_err() {
         warn!(
             "not every connection could be taken out of Redis within {GRACE:?}; those stay until cleaned up"
@@ -165,8 +175,9 @@ struct ExampleComet {
     hub: Mutex<Hub>,
     /// Cancelled when every browser has to go.
     draining: CancellationToken,
-    /// The tasks of all browsers.
+    /// The tasks of all browsers, and of all streams of gateways.
     browsers: TaskTracker,
+    streams: TaskTracker,
 }
 
 /// The connected browsers by connection id.
@@ -212,6 +223,21 @@ enum To<'a> {
 }
 
 impl Hub {
+    /// Who of these is not here, if anyone; an empty list means that nobody of the room is.
+    fn missing(&self, to: &To<'_>) -> Option<Vec<String>> {
+        match to {
+            To::Room(room) => {
+                let is_empty = !self.browsers.values().any(|browser| browser.room == *room);
+                is_empty.then(Vec::new)
+            }
+            To::Connections(keys) => {
+                let missing = keys.iter().filter(|key| !self.browsers.contains_key(*key));
+                Some(missing.cloned().collect::<Vec<_>>()).filter(|missing| !missing.is_empty())
+            }
+            To::Everyone => None,
+        }
+    }
+
     /// Puts a message into the queues of those it is for; browsers with a full queue are thrown
     /// out. Repeats are dropped per browser, because one message may come in several calls, each
     /// for other connections.
@@ -247,15 +273,25 @@ impl ExampleComet {
         let proto = proto.ok_or_else(|| Status::invalid_argument("the request has no `proto`"))?;
         // The chatroom dialect has one message, and so one id, in each call.
         let id = metadata.get(MESSAGE_ID).and_then(|id| id.to_str().ok()).map(Arc::from);
+        // A call cannot say who is missing.
+        self.show(to, proto.op, &proto.body, id);
+        Ok(())
+    }
+
+    /// Shows a message to those it is for. Returns the connections that are not here, if any; an empty
+    /// list means that nobody of the room is.
+    fn show(&self, to: &To<'_>, operation: i32, body: &[u8], id: Option<Arc<str>>) -> Option<Vec<String>> {
         let to_whom = match to {
             To::Room(_) => "room",
             To::Connections(_) => "you",
             To::Everyone => "everyone",
         };
-        let body = String::from_utf8_lossy(&proto.body);
-        let event = serde_json::json!({ "to": to_whom, "op": proto.op, "body": body, "id": id });
-        self.hub.lock().deliver(to, &event.to_string().into(), id.as_ref());
-        Ok(())
+        let body = String::from_utf8_lossy(body);
+        let event = serde_json::json!({ "to": to_whom, "op": operation, "body": body, "id": id });
+        let mut hub = self.hub.lock();
+        let missing = hub.missing(to);
+        hub.deliver(to, &event.to_string().into(), id.as_ref());
+        missing
     }
 
     /// Writes a connection into the directory; again and again, so that it heals there.

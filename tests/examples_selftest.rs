@@ -6,13 +6,14 @@ use bytes::Bytes;
 use halley::comets::proto::chatroom;
 use halley::message::{Audience, encode};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
 use crate::support::child_process::ChildProcess;
+use crate::support::gateway::{RunningGateway, gateway};
 use crate::support::kafka::kafka;
 use crate::support::redis::Redis;
-use crate::support::{PATIENCE, call, eventually, folder, free_port, http, unique};
+use crate::support::{PATIENCE, call, eventually, folder, free_port, http, peers, unique};
 
 #[tokio::test]
 async fn the_example_comet_shows_a_message_once_and_leaves_nothing_in_redis() {
@@ -52,6 +53,97 @@ async fn the_example_comet_shows_a_message_once_and_leaves_nothing_in_redis() {
     let ended = comet.wait(PATIENCE).await;
     assert!(ended.is_some_and(|status| status.success()), "{ended:?}: {}", comet.log());
     assert_eq!(redis.keys("*").await, [""; 0]);
+}
+
+/// How messages reach the gateway's only comet.
+async fn delivery(gateway: &RunningGateway) -> String {
+    let comets = gateway.get("/v1/comets").await.json();
+    comets["comets"][0]["delivery"].as_str().unwrap_or_default().to_owned()
+}
+
+#[tokio::test]
+async fn the_example_comet_takes_messages_by_stream() {
+    let redis = Redis::start().await;
+    let (grpc, web) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
+    let args = ["--listen", &grpc, "--http", &web, "--redis", redis.url()].map(str::to_owned);
+    let mut comet = ChildProcess::start(&example("comet"), &args, folder("example")).expect("starts");
+    eventually("the page", PATIENCE, async || http::get(&web, "/").await.ok()).await;
+    let mut browser = Browser::enter(&web, "lobby", "user_1").await;
+    browser.next().await;
+    eventually("the directory", PATIENCE, async || (redis.keys("room:*").await.len() == 1).then_some(()))
+        .await;
+    redis.join("empty", "conn_2", "user_2", &grpc).await;
+    let topic = kafka().topic("example-stream", 1).await;
+    let gateway = gateway(&topic).redis(&redis).start().await;
+    kafka().produce_room(&topic, "lobby", "hello").await;
+    kafka().produce_room(&topic, "empty", "anybody?").await;
+    gateway.wait_until_settled(&topic).await;
+    let event = browser.next().await;
+    assert_eq!((event["body"].as_str(), event["to"].as_str()), (Some("hello"), Some("room")), "{event}");
+    assert_eq!(delivery(&gateway).await, "stream");
+    assert_eq!(redis.stream("halley:inbox:user_2").await.len(), 1, "nobody of the room was there");
+    comet.signal("TERM");
+    let ended = comet.wait(PATIENCE).await;
+    assert!(ended.is_some_and(|status| status.success()), "{ended:?}: {}", comet.log());
+}
+
+#[tokio::test]
+async fn the_go_comet_takes_messages_by_stream() {
+    let Some(program) = peers::program("comet-go").await else { return };
+    let redis = Redis::start().await;
+    let (grpc, lines) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
+    let args = ["-listen", &grpc, "-clients", &lines].map(str::to_owned);
+    let program = program.display().to_string();
+    let mut comet = ChildProcess::start(&program, &args, folder("comet-go")).expect("starts");
+    let mut client = LineClient::join(&lines, "lobby", "conn_1").await;
+    for (room, connection, user) in
+        [("lobby", "conn_1", "user_1"), ("lobby", "conn_2", "user_2"), ("empty", "conn_3", "user_3")]
+    {
+        redis.join(room, connection, user, &grpc).await;
+    }
+    let topic = kafka().topic("go-stream", 1).await;
+    let gateway = gateway(&topic).redis(&redis).start().await;
+    kafka().produce_room(&topic, "lobby", "to the room").await;
+    kafka().produce_keys(&topic, None, &["conn_1", "conn_2"], "to both").await;
+    kafka().produce_room(&topic, "empty", "to nobody").await;
+    gateway.wait_until_settled(&topic).await;
+    assert_eq!((client.next().await, client.next().await), ("4 to the room".into(), "4 to both".into()));
+    assert_eq!(delivery(&gateway).await, "stream");
+    for (user, count) in [("user_1", 0), ("user_2", 1), ("user_3", 1)] {
+        let kept = redis.stream(&format!("halley:inbox:{user}")).await.len();
+        assert_eq!(kept, count, "{user}: who is missing has an inbox");
+    }
+
+    comet.signal("TERM");
+    let ended = comet.wait(PATIENCE).await;
+    assert!(ended.is_some_and(|status| status.success()), "it goes away: {ended:?}: {}", comet.log());
+    comet.restart().expect("starts again");
+    let mut client = LineClient::join(&lines, "lobby", "conn_1").await;
+    kafka().produce_room(&topic, "lobby", "again").await;
+    gateway.wait_until_settled(&topic).await;
+    assert_eq!(client.next().await, "4 again");
+}
+
+/// A client of the Go comet.
+struct LineClient(BufReader<TcpStream>);
+
+impl LineClient {
+    async fn join(address: &str, room: &str, connection: &str) -> Self {
+        let connected =
+            eventually("the comet", PATIENCE, async || TcpStream::connect(address).await.ok()).await;
+        let mut client = Self(BufReader::new(connected));
+        let hello = format!("JOIN {room} {connection}\n");
+        client.0.write_all(hello.as_bytes()).await.expect("is sent");
+        assert_eq!(client.next().await, "joined");
+        client
+    }
+
+    async fn next(&mut self) -> String {
+        let mut line = String::new();
+        let read = tokio::time::timeout(PATIENCE, self.0.read_line(&mut line)).await;
+        read.expect("a line in time").expect("a line");
+        line.trim_end().to_owned()
+    }
 }
 
 #[tokio::test]

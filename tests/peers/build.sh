@@ -1,10 +1,11 @@
 #!/bin/sh
 # Builds the test peers that share no code with the gateway.
 #
-#   tests/peers/build.sh [go|python]...      default: both
+#   tests/peers/build.sh [go|comet-go|python]...      default: all
 #
 # Prints one line for each:
 #   go       the program with the comet on grpc-go and the producer on franz-go
+#   comet-go the comet of examples/comet-go, which takes messages by stream
 #   python   the Python that runs the comet on gRPC's C core (python/comet.py): it has grpcio
 #
 # Dependencies are fetched once, in pinned versions, into the cache (HALLEY_CACHE, default .cache in
@@ -35,18 +36,23 @@ has() { command -v "$1" >/dev/null 2>&1; }
 # at_most SECONDS COMMAND...: runs a command with a timeout, for an unresponsive network.
 at_most() { if has timeout; then timeout "$@"; else shift && "$@"; fi; }
 
-build_go() {
+build_go() { build_with_go go "$here/go"; }
+
+build_comet_go() { build_with_go comet-go "$here/../../examples/comet-go"; }
+
+# build_with_go NAME FOLDER
+build_with_go() {
     sh "$here/../support/need.sh" go golang-go || lacking "install Go 1.19 or newer"
     minor=$(go env GOVERSION | sed -n 's/^go1\.\([0-9]*\).*/\1/p')
     [ "${minor:-0}" -ge 19 ] || lacking "$(go env GOVERSION) is too old; install Go 1.19 or newer"
-    made=$cache/go-$(cat "$here"/go/* | cksum | tr -d ' ')
+    made=$cache/$1-$(find "$2" -type f | LC_ALL=C sort | xargs cat | cksum | tr -d ' ')
     if [ ! -x "$made" ]; then
         # Use the installed Go only.
         export GOTOOLCHAIN=local GOFLAGS=-mod=readonly
-        (cd "$here/go" && at_most 300 go mod download >&2) || lacking "go cannot fetch the modules of tests/peers/go/go.mod"
-        say "building the Go peers (a minute, once)"
+        (cd "$2" && at_most 300 go mod download >&2) || lacking "go cannot fetch the modules of $2/go.mod"
+        say "building $1 (a minute, once)"
         # A fast build matters more than fast code.
-        (cd "$here/go" && at_most 900 go build -buildvcs=false -gcflags='all=-N -l' -ldflags='-s -w' -o "$made.$$" . >&2) || exit 1
+        (cd "$2" && at_most 900 go build -buildvcs=false -gcflags='all=-N -l' -ldflags='-s -w' -o "$made.$$" . >&2) || exit 1
         mv "$made.$$" "$made"
     fi
     echo "$made"
@@ -65,16 +71,16 @@ build_python() {
     echo "$venv/bin/python"
 }
 
-[ $# -gt 0 ] || set -- go python
+[ $# -gt 0 ] || set -- go comet-go python
 result=0
 for peer in "$@"; do
-    case $peer in go | python) ;; *)
-        say "unknown peer \`$peer\`; expected go or python"
+    case $peer in go | comet-go | python) ;; *)
+        say "unknown peer \`$peer\`; expected go, comet-go or python"
         exit 2
         ;;
     esac
     code=0
-    ("build_$peer") || code=$?
+    ("build_$(echo "$peer" | tr - _)") || code=$?
     # A failed build takes precedence over missing tools.
     case $code in 0) ;; 3) [ "$result" -ne 0 ] || result=3 ;; *) result=1 ;; esac
 done

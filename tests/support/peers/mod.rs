@@ -28,12 +28,17 @@ use super::{print_uncaptured, repository};
 /// How `build.sh` says that the tools of a peer cannot be had.
 const LACKING: i32 = 3;
 
-/// The program that `tests/peers/build.sh go` or `python` gives; built when needed.
-async fn program(peer: &'static str) -> Option<PathBuf> {
+/// The program that `tests/peers/build.sh` gives for `go`, `comet-go` or `python`; built when needed.
+pub async fn program(peer: &'static str) -> Option<PathBuf> {
     static GO: OnceLock<Option<PathBuf>> = OnceLock::new();
+    static COMET_GO: OnceLock<Option<PathBuf>> = OnceLock::new();
     static PYTHON: OnceLock<Option<PathBuf>> = OnceLock::new();
     let story = std::thread::current().name().unwrap_or("a story").to_owned();
-    let slot = if peer == "go" { &GO } else { &PYTHON };
+    let slot = match peer {
+        "go" => &GO,
+        "comet-go" => &COMET_GO,
+        _ => &PYTHON,
+    };
     let built = tokio::task::spawn_blocking(move || slot.get_or_init(|| build(peer)).clone());
     let program = built.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
     if program.is_none() {
