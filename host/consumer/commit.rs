@@ -1,9 +1,7 @@
 //! Commits the stored offsets, and decides whether a retry can help when Kafka refuses.
 
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-
-use crate::consumer::context::Context;
 
 /// Whether a retry of a failed commit can succeed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +37,7 @@ impl Hope {
 }
 
 /// Commits the stored offsets, and waits for the response.
-pub(super) fn commit_stored(consumer: &BaseConsumer<Context>) -> Result<(), KafkaError> {
+pub(super) fn commit_stored(consumer: &BaseConsumer<impl ConsumerContext>) -> Result<(), KafkaError> {
     match consumer.commit_consumer_state(CommitMode::Sync) {
         Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => Ok(()),
         answer => answer,

@@ -16,7 +16,7 @@ use rdkafka::{Statistics, TopicPartitionList};
 use tracing::{debug, error, info, warn};
 
 use crate::consumer::commit::{Hope, commit_stored};
-use crate::consumer::drain_timeout::DrainTimeout;
+use crate::consumer::drain_timeout::{DrainTimeout, drain_deadline};
 use crate::consumer::group_error;
 use crate::consumer::health::Health;
 use crate::consumer::in_flight_limit::InFlightLimit;
@@ -24,9 +24,10 @@ use crate::consumer::locate;
 use crate::consumer::metrics::Metrics;
 use crate::consumer::open_transactions::{OpenTransactions, TransactionChanges};
 use crate::consumer::partition::Partition;
-use crate::consumer::partitions::{PartitionKey, Partitions, Relief, uncommitted};
+use crate::consumer::partition_key::{PartitionKey, add_offset, keys, list_of, names, names_of, offsets_of};
+use crate::consumer::partitions::{Partitions, Relief, uncommitted};
+use crate::consumer::stream::OnAssigned;
 use crate::consumer::stuck_detector::{FetchPosition, StuckDetector, StuckPartition};
-use crate::consumer::{OnAssigned, add_offset, drain_deadline};
 use crate::kafka::{self, ClientEvents, StartFrom};
 use crate::memory_guard::MemoryGuard;
 use crate::stalls::Stalls;
@@ -75,10 +76,13 @@ impl Context {
         on_assigned: OnAssigned,
     ) -> Self {
         let partitions = Arc::new(Mutex::new(Partitions::new(total, memory, metrics.clone())));
-        metrics.watch(&partitions);
+        let watched = Arc::downgrade(&partitions);
+        metrics.watch(move || {
+            watched.upgrade().map_or_else(Vec::new, |partitions| partitions.lock().snapshots())
+        });
         Self {
             partitions,
-            drain_deadline: drain_deadline(config),
+            drain_deadline: drain_deadline(config.session_timeout),
             start: config.start,
             metrics,
             stalls,
@@ -275,14 +279,6 @@ impl Context {
     }
 }
 
-fn list_of(keys: &[PartitionKey]) -> Option<TopicPartitionList> {
-    let mut list = TopicPartitionList::with_capacity(keys.len());
-    for (topic, number) in keys {
-        list.add_partition(topic, *number);
-    }
-    (!keys.is_empty()).then_some(list)
-}
-
 /// Pausing only saves memory and resuming is tried with the next assignment, but neither should ever
 /// fail for partitions that are ours.
 fn warn_of(result: KafkaResult<()>, partitions: &[PartitionKey], what: &str) {
@@ -346,25 +342,4 @@ impl ConsumerContext for Context {
             warn!(%error, held_back, "kafka refused a commit; librdkafka retries with the next one");
         }
     }
-}
-
-pub(super) fn keys(list: &TopicPartitionList) -> Vec<PartitionKey> {
-    list.elements().iter().map(|e| (Arc::from(e.topic()), e.partition())).collect()
-}
-
-fn names(list: &TopicPartitionList) -> String {
-    let names: Vec<_> = list.elements().iter().map(|e| format!("{}/{}", e.topic(), e.partition())).collect();
-    names.join(" ")
-}
-
-fn names_of(keys: &[&PartitionKey]) -> String {
-    let names: Vec<_> = keys.iter().map(|(topic, partition)| format!("{topic}/{partition}")).collect();
-    names.join(" ")
-}
-
-/// As `topic/partition/offset`.
-pub(super) fn offsets_of(open: &[(PartitionKey, i64)]) -> String {
-    let names: Vec<_> =
-        open.iter().map(|((topic, partition), offset)| format!("{topic}/{partition}/{offset}")).collect();
-    names.join(" ")
 }

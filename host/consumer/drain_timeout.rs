@@ -36,6 +36,12 @@ impl DrainTimeout {
     }
 }
 
+/// The group waits while revoked partitions are drained. The deadline is less than half of the
+/// session timeout, so a slow drain does not look like a dead member.
+pub(super) fn drain_deadline(session_timeout: Duration) -> Duration {
+    session_timeout.mul_f64(0.4)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,13 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::consumer::context::Context;
 use crate::consumer::metadata::CommitMetadata;
-use crate::consumer::partitions::PartitionKey;
+use crate::consumer::partition_key::PartitionKey;
 use crate::consumer::start_position::{CommittedOffset, StartPosition, StartReason, TopicView};
 use crate::kafka::{self, DescribeTopics, StartFrom, TopicState, Topics};
 
@@ -56,7 +55,7 @@ pub(super) struct LocatedStart {
 /// # Errors
 /// When Kafka does not answer in time, or refuses.
 pub(super) fn locate(
-    consumer: &BaseConsumer<Context>,
+    consumer: &BaseConsumer<impl ConsumerContext>,
     start: StartFrom,
     wanted: &[StartRequest],
     known: &BTreeSet<std::sync::Arc<str>>,
@@ -136,7 +135,7 @@ pub(super) enum OffsetRegression {
 /// # Errors
 /// When Kafka does not answer in time, or refuses.
 pub(super) fn classify_regression(
-    consumer: &BaseConsumer<Context>,
+    consumer: &BaseConsumer<impl ConsumerContext>,
     (topic, partition): &PartitionKey,
     metadata: Option<CommitMetadata>,
     offset: i64,
@@ -172,7 +171,7 @@ impl OffsetRegression {
 
 /// The first offsets of partitions, without those that could not be requested.
 pub(super) fn low_watermarks(
-    consumer: &BaseConsumer<Context>,
+    consumer: &BaseConsumer<impl ConsumerContext>,
     keys: &[PartitionKey],
 ) -> BTreeMap<PartitionKey, i64> {
     let wanted = keys.iter().map(|key| (key, Offset::Beginning));
@@ -181,7 +180,7 @@ pub(super) fn low_watermarks(
 
 /// Those of these topics that no longer exist, if Kafka reports it without delay.
 pub(super) fn deleted<'a>(
-    consumer: &BaseConsumer<Context>,
+    consumer: &BaseConsumer<impl ConsumerContext>,
     topics: impl Iterator<Item = &'a str>,
 ) -> BTreeSet<std::sync::Arc<str>> {
     let names: Vec<&str> = topics.collect::<BTreeSet<_>>().into_iter().collect();
@@ -199,7 +198,7 @@ pub(super) fn deleted<'a>(
 }
 
 fn describe(
-    consumer: &BaseConsumer<Context>,
+    consumer: &BaseConsumer<impl ConsumerContext>,
     names: &BTreeSet<&str>,
 ) -> anyhow::Result<BTreeMap<String, TopicState>> {
     let names: Vec<&str> = names.iter().copied().collect();
@@ -220,7 +219,7 @@ fn describe(
 }
 
 /// For brokers without topic ids.
-fn without_ids(consumer: &BaseConsumer<Context>, names: &[&str]) -> anyhow::Result<Topics> {
+fn without_ids(consumer: &BaseConsumer<impl ConsumerContext>, names: &[&str]) -> anyhow::Result<Topics> {
     let mut topics = Topics::new();
     for name in names {
         let metadata = consumer.fetch_metadata(Some(name), REQUEST_TIMEOUT)?;
@@ -235,7 +234,7 @@ fn without_ids(consumer: &BaseConsumer<Context>, names: &[&str]) -> anyhow::Resu
 
 /// What the group has committed in all partitions of these topics.
 fn committed(
-    consumer: &BaseConsumer<Context>,
+    consumer: &BaseConsumer<impl ConsumerContext>,
     topics: &BTreeMap<String, TopicState>,
 ) -> anyhow::Result<BTreeMap<String, BTreeMap<i32, CommittedOffset>>> {
     let mut list = TopicPartitionList::new();
@@ -261,7 +260,10 @@ fn committed(
 }
 
 /// Turns positions into offsets.
-fn resolve_offsets(consumer: &BaseConsumer<Context>, located: &mut [LocatedStart]) -> anyhow::Result<()> {
+fn resolve_offsets(
+    consumer: &BaseConsumer<impl ConsumerContext>,
+    located: &mut [LocatedStart],
+) -> anyhow::Result<()> {
     let all = || located.iter().filter(|at| at.offset.is_none());
     let wanted = all().map(|at| match at.position {
         StartPosition::Time(time) => (&at.key, Offset::Offset(time)),
@@ -283,7 +285,7 @@ fn resolve_offsets(consumer: &BaseConsumer<Context>, located: &mut [LocatedStart
 /// One request to each leader: the offset of a timestamp in milliseconds, of the beginning or of
 /// the end. Partitions without one are omitted.
 fn list_offsets<'a>(
-    consumer: &BaseConsumer<Context>,
+    consumer: &BaseConsumer<impl ConsumerContext>,
     wanted: impl Iterator<Item = (&'a PartitionKey, Offset)>,
 ) -> anyhow::Result<BTreeMap<PartitionKey, i64>> {
     let mut list = TopicPartitionList::new();

@@ -4,9 +4,8 @@
 //! each scrape, so they are right even while the consumer is stalled.
 
 use std::fmt;
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, OnceLock};
 
-use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _};
 use prometheus_client::metrics::MetricType;
@@ -15,7 +14,6 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-use crate::consumer::partitions::Partitions;
 use crate::memory_guard;
 
 /// The consumer's metrics.
@@ -67,10 +65,10 @@ impl Metrics {
         metrics
     }
 
-    /// Sets the partitions to observe.
-    pub(super) fn watch(&self, partitions: &Arc<Mutex<Partitions>>) {
+    /// Sets where each scrape reads the partitions.
+    pub(super) fn watch(&self, snapshots: impl Fn() -> Vec<PartitionSnapshot> + Send + Sync + 'static) {
         // A second consumer with the same metrics would be a bug; the first one stays.
-        let _first = self.live.0.set(Arc::downgrade(partitions));
+        let _first = self.live.0.set(Box::new(snapshots));
     }
 
     pub(super) fn read(&self, topic: &str) {
@@ -93,7 +91,10 @@ impl Metrics {
 
 /// Reads the partitions at each scrape.
 #[derive(Clone, Default)]
-struct PartitionCollector(Arc<OnceLock<Weak<Mutex<Partitions>>>>);
+struct PartitionCollector(Arc<OnceLock<Snapshots>>);
+
+/// Returns the current state of all partitions.
+type Snapshots = Box<dyn Fn() -> Vec<PartitionSnapshot> + Send + Sync>;
 
 impl fmt::Debug for PartitionCollector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -110,16 +111,9 @@ pub(super) struct PartitionSnapshot {
     pub(super) lag: Option<i64>,
 }
 
-impl PartitionCollector {
-    fn partitions(&self) -> Vec<PartitionSnapshot> {
-        let Some(partitions) = self.0.get().and_then(Weak::upgrade) else { return Vec::new() };
-        partitions.lock().snapshots()
-    }
-}
-
 impl Collector for PartitionCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let seen = self.partitions();
+        let seen = self.0.get().map_or_else(Vec::new, |snapshots| snapshots());
         let totals = [
             ("halley_partitions_assigned", "Partitions assigned to this process", seen.len()),
             (
@@ -161,9 +155,12 @@ fn number(count: usize) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use parking_lot::Mutex;
+
     use super::*;
     use crate::consumer::in_flight_limit::InFlightLimit;
     use crate::consumer::metadata::CommitMetadata;
+    use crate::consumer::partitions::Partitions;
     use crate::memory_guard::MemoryGuard;
     use crate::message::{Origin, Record};
 
@@ -181,7 +178,8 @@ mod tests {
         let limit = InFlightLimit { records: 1, bytes: 1000 };
         let guard = MemoryGuard::new(None, metrics.memory.clone());
         let partitions = Arc::new(Mutex::new(Partitions::new(limit, guard, metrics.clone())));
-        metrics.watch(&partitions);
+        let watched = Arc::downgrade(&partitions);
+        metrics.watch(move || watched.upgrade().map_or_else(Vec::new, |seen| seen.lock().snapshots()));
         let key = (Arc::<str>::from("push"), 3);
         let _feed = {
             let mut partitions = partitions.lock();

@@ -37,6 +37,7 @@ mod metadata;
 mod metrics;
 mod open_transactions;
 mod partition;
+mod partition_key;
 mod partitions;
 mod positioning;
 mod start_position;
@@ -53,7 +54,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::oneshot;
 use tracing::{debug, error, info, warn};
 
@@ -66,15 +66,15 @@ use crate::stalls::Stalls;
 pub use health::Health;
 pub use metrics::Metrics;
 pub use stop_outcome::{Leftover, StopOutcome};
-pub use stream::{InFlightRecord, PartitionStream};
+pub use stream::{InFlightRecord, OnAssigned, PartitionStream};
 pub use until_committed::UntilCommitted;
 
 use client::client_config;
 use commit::{Hope, commit_stored};
-use context::{Context, offsets_of};
+use context::Context;
 use in_flight_limit::InFlightLimit;
-use metadata::CommitMetadata;
 use partition::{AcceptOutcome, Fill};
+use partition_key::offsets_of;
 use partitions::Partitions;
 use watch::TopicWatch;
 
@@ -90,10 +90,6 @@ pub struct ConsumerLimits {
     /// Near this memory usage of the process no further records are admitted.
     pub memory: Option<u64>,
 }
-
-/// Receives the stream of each newly assigned partition. Runs on the polling thread: it spawns the
-/// partition's worker and returns.
-pub type OnAssigned = Box<dyn Fn(PartitionStream) + Send + Sync>;
 
 /// The running consumer. Stop it with [`Consumer::stop`].
 pub struct Consumer {
@@ -193,12 +189,6 @@ impl Drop for Consumer {
 fn in_flight_bytes(limits: &ConsumerLimits) -> usize {
     let half = limits.memory.map_or(usize::MAX, |limit| usize::try_from(limit / 2).unwrap_or(usize::MAX));
     limits.bytes.min(half)
-}
-
-/// The group waits while revoked partitions are drained. The deadline is less than half of the
-/// session timeout, so a slow drain does not look like a dead member.
-fn drain_deadline(config: &kafka::Config) -> Duration {
-    config.session_timeout.mul_f64(0.4)
 }
 
 /// Checks that a consumer can be created and subscribed with this configuration. Needs no network.
@@ -385,20 +375,5 @@ impl Poller {
                 drop(self.consumer.poll(FULL_POLL));
             }
         }
-    }
-}
-
-/// One partition's offset, for committing.
-fn add_offset(
-    list: &mut TopicPartitionList,
-    topic: &str,
-    partition: i32,
-    offset: i64,
-    metadata: Option<CommitMetadata>,
-) {
-    let mut element = list.add_partition(topic, partition);
-    element.set_offset(Offset::Offset(offset)).expect("an offset of a record is a valid offset");
-    if let Some(metadata) = metadata {
-        element.set_metadata(metadata.to_string());
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use crate::consumer::partitions::PartitionKey;
+use crate::consumer::partition_key::PartitionKey;
 use crate::consumer::stuck_detector::FetchPosition;
 
 /// Transactions of streaming jobs last for seconds; a longer one is reported.

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use rdkafka::{Offset, Statistics, TopicPartitionList};
 
-use crate::consumer::add_offset;
 use crate::consumer::in_flight_limit::InFlightLimit;
 use crate::consumer::metadata::CommitMetadata;
 use crate::consumer::metrics::{Metrics, PartitionSnapshot};
 use crate::consumer::partition::{AcceptOutcome, Fill, LogPosition, Partition};
+use crate::consumer::partition_key::{PartitionKey, add_offset};
 use crate::consumer::stream::PartitionStream;
 use crate::consumer::stuck_detector::FetchPosition;
 use crate::kafka::TopicId;
@@ -32,9 +32,6 @@ pub(super) struct Relief {
     /// Whether to stop reading for a moment.
     pub(super) wait: bool,
 }
-
-/// A topic and the number of its partition.
-pub(super) type PartitionKey = (Arc<str>, i32);
 
 /// All assigned partitions.
 pub(super) struct Partitions {

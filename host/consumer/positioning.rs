@@ -14,12 +14,11 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::{Offset, TopicPartitionList};
 use tracing::{debug, error, info, warn};
 
-use crate::consumer::add_offset;
-use crate::consumer::context::{Context, keys};
+use crate::consumer::context::Context;
 use crate::consumer::locate::{self, LocatedStart, OffsetRegression, StartRequest};
 use crate::consumer::metadata::CommitMetadata;
 use crate::consumer::partition::LogPosition;
-use crate::consumer::partitions::PartitionKey;
+use crate::consumer::partition_key::{PartitionKey, add_offset, keys};
 use crate::consumer::start_position::{StartPosition, StartReason};
 use crate::kafka::{self, StartFrom, Topics};
 

@@ -36,3 +36,7 @@ pub struct PartitionStream {
     /// Closes with the stream; nothing is ever sent.
     pub(super) _done: std::sync::mpsc::Sender<()>,
 }
+
+/// Receives the stream of each newly assigned partition. Runs on the polling thread: it spawns the
+/// partition's worker and returns.
+pub type OnAssigned = Box<dyn Fn(PartitionStream) + Send + Sync>;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::error::RDKafkaErrorCode;
 
-use crate::consumer::partitions::PartitionKey;
+use crate::consumer::partition_key::PartitionKey;
 use crate::kafka;
 
 /// How long an error may explain a stuck partition; librdkafka retries twice a second.
