@@ -2,7 +2,7 @@
 //!
 //! A message may have a hundred thousand absent recipients, and many such messages may be in flight
 //! together. So policies decide, entries are stored and notifications are written in chunks, and
-//! pending work over all messages is bounded: by [`AbsentBudget`] in absent recipients, and by the inbox
+//! pending work over all messages is bounded: by `absent_budget` in absent recipients, and by the inbox
 //! queue and the notifier in requests in flight.
 
 use std::sync::Arc;
@@ -11,16 +11,15 @@ use std::time::Instant;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::dead_letter::{DeadLetterReason, Stage};
 use crate::decision::{AbsentRecipient, Disposition, Effect, TrailEntry};
-use crate::inbox::{InboxEntry, InboxQueue, StoreResult};
+use crate::inbox::{InboxEntry, StoreResult};
 use crate::message::{Message, UserId};
 use crate::pipeline::delivery_task::DeliveryTask;
 use crate::pipeline::key_order::{Output, OutputReleaser};
 use crate::pipeline::metrics::TimedStage;
-use crate::pipeline::retry::{Cancelled, HoldContext, retry_until_cancelled, wait_while_held};
+use crate::pipeline::retry::{Cancelled, retry_until_cancelled, wait_while_held};
 use crate::stalls::StallStage;
 
 /// Absent recipients per call to a policy.
@@ -31,48 +30,6 @@ const OUTPUT_CHUNK: usize = 1_024;
 
 /// Notifications of one message in flight.
 const MAX_NOTIFICATIONS_IN_FLIGHT: usize = 64;
-
-/// Bounds the absent recipients in flight, over all messages. A worker acquires permits for those
-/// of a message before it dispatches the calls, and waits while none are left: otherwise the next
-/// records would wait in memory.
-#[derive(Clone, Debug)]
-pub struct AbsentBudget {
-    permits: Arc<Semaphore>,
-    all: u32,
-}
-
-impl AbsentBudget {
-    /// A budget of this many recipients.
-    pub fn new(recipients: usize) -> Self {
-        let all = u32::try_from(recipients).unwrap_or(u32::MAX).min(Semaphore::MAX_PERMITS as u32).max(1);
-        Self { permits: Arc::new(Semaphore::new(all as usize)), all }
-    }
-
-    /// Acquires permits for the absent recipients of one message, at most the whole budget.
-    pub(super) async fn take(
-        &self,
-        absent: usize,
-        inbox: &InboxQueue,
-        hold: HoldContext<'_>,
-    ) -> Result<Option<OwnedSemaphorePermit>, Cancelled> {
-        if absent == 0 {
-            return Ok(None);
-        }
-        let wanted = u32::try_from(absent).unwrap_or(u32::MAX).min(self.all);
-        let taken = Arc::clone(&self.permits).acquire_many_owned(wanted);
-        // The semaphore is never closed.
-        Ok(wait_while_held(hold, StallStage::Inbox, inbox.problem(), taken).await?.ok())
-    }
-
-    /// Like [`AbsentBudget::take`], without waiting: `None` if the budget is used up.
-    pub(super) fn try_take(&self, absent: usize) -> Option<Option<OwnedSemaphorePermit>> {
-        if absent == 0 {
-            return Some(None);
-        }
-        let wanted = u32::try_from(absent).unwrap_or(u32::MAX).min(self.all);
-        Arc::clone(&self.permits).try_acquire_many_owned(wanted).ok().map(Some)
-    }
-}
 
 /// The absent recipients for whom storing or notifying failed.
 #[derive(Default)]

@@ -17,7 +17,6 @@ use crate::decision::{FilteredMessage, Guard, Overrides, StateWrite, TrailEntry,
 use crate::guard;
 use crate::message::{CometAddr, DecodeError, Message, Record};
 use crate::panics;
-use crate::pipeline::Pipeline;
 use crate::pipeline::age::AgeLimit;
 use crate::pipeline::chain::BatchChain;
 use crate::pipeline::claims;
@@ -25,7 +24,9 @@ use crate::pipeline::delivery_task::{DeliveryTask, StageOutcome};
 use crate::pipeline::dispatch::dispatch;
 use crate::pipeline::in_flight::{InFlight, Rest, Settler};
 use crate::pipeline::key_order::KeyOrder;
-use crate::pipeline::metrics::{MessageOutcome, TimedStage};
+use crate::pipeline::metrics::TimedStage;
+use crate::pipeline::outcome::MessageOutcome;
+use crate::pipeline::parts::Pipeline;
 use crate::pipeline::resolve::Resolved;
 use crate::pipeline::retry::{Cancelled, HoldContext, Retry, retry_until_cancelled};
 use crate::pipeline::trace::{MessageTrace, UnsettledRecord};

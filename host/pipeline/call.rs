@@ -1,9 +1,9 @@
-//! One call to a comet, and which recipients it reached.
+//! One call to a comet: its outcome, and which recipients it reached.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use crate::comets::PartialDelivery;
+use crate::comets::{CallOutcome, OrderHold, PartialDelivery};
 use crate::message::{CometAddr, ConnectionId};
 use crate::router::Recipient;
 
@@ -35,6 +35,15 @@ impl DispatchedCall {
             Acceptance::AllBut(missed) => !missed.contains(&recipient.connection),
         })
     }
+}
+
+/// A call that was not simply acknowledged.
+#[derive(Debug)]
+pub(super) struct Exception {
+    pub(super) call: usize,
+    pub(super) outcome: CallOutcome,
+    /// Keeps later calls behind this message until its outcome is durable.
+    pub(super) hold: Option<OrderHold>,
 }
 
 /// The recipients of a partially delivered call.

@@ -8,7 +8,7 @@ use crate::comets::{BroadcastReach, Fleet};
 use crate::decision::{Disposition, FilteredMessage, Guard, OfflineDecision, PluginVersion, Verdict};
 use crate::inbox;
 use crate::message::{Audience, CallTarget, CometAddr, Message, UserId};
-use crate::pipeline::Resolver;
+use crate::pipeline::resolve::Resolver;
 use crate::policy::{Chain, FilterProgress, FilterRun};
 use crate::router::{Delivery, DeliveryPlan, Route};
 use crate::shared_state::SharedState;

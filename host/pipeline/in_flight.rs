@@ -20,12 +20,13 @@ use crate::consumer::UntilCommitted;
 use crate::decision::AbsentRecipient;
 use crate::offsets::AckHandle;
 use crate::panics;
-use crate::pipeline::Pipeline;
-use crate::pipeline::call::Acceptance;
+use crate::pipeline::call::{Acceptance, Exception};
 use crate::pipeline::chain::BatchChain;
 use crate::pipeline::delivery_task::{DeliveryTask, StageOutcome};
 use crate::pipeline::key_order::KeyPosition;
-use crate::pipeline::metrics::{MessageOutcome, Settled};
+use crate::pipeline::metrics::Settled;
+use crate::pipeline::outcome::MessageOutcome;
+use crate::pipeline::parts::Pipeline;
 use crate::pipeline::trace::{MessageTrace, UnsettledRecord};
 use crate::router::Route;
 
@@ -42,15 +43,6 @@ pub(super) struct InFlight {
     /// What is needed once the calls have ended.
     rest: Mutex<Option<Rest>>,
     settler: Arc<Settler>,
-}
-
-/// A call that was not simply acknowledged.
-#[derive(Debug)]
-pub(super) struct Exception {
-    pub(super) call: usize,
-    pub(super) outcome: CallOutcome,
-    /// Keeps later calls behind this message until its outcome is durable.
-    pub(super) hold: Option<OrderHold>,
 }
 
 /// What a message needs once its calls have ended.

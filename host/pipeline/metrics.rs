@@ -13,6 +13,7 @@ use tracing::{debug, error, warn};
 
 use crate::dead_letter::{DeadLetterReason, Stage};
 use crate::message::Record;
+use crate::pipeline::outcome::{MessageOutcome, RecipientOutcome};
 use crate::pipeline::trace::MessageTrace;
 use crate::telemetry::{LogThrottle, label_enum, latency_histogram};
 
@@ -25,42 +26,6 @@ label_enum! {
         Dispatch = "dispatch",
         Deliver = "deliver",
         Offline = "offline",
-    }
-}
-
-label_enum! {
-    /// The outcome of a message.
-    pub(super) enum MessageOutcome {
-        /// Every recipient was reached.
-        Delivered = "delivered",
-        /// Some recipients were reached, some are absent.
-        PartiallyDelivered = "partly-delivered",
-        /// No recipient was reached; it is stored, or a notification was sent, for some.
-        Stored = "stored",
-        /// No recipient was reached, and nothing is stored: an empty room, or all absent and dropped.
-        NoRecipients = "nobody",
-        /// A policy dropped it.
-        Dropped = "dropped",
-        /// It is older than `[delivery] max_age`.
-        Expired = "expired",
-        /// It is in the dead-letter topic.
-        DeadLettered = "dead-lettered",
-        /// The dead-letter topic rejects it permanently: it is lost.
-        Lost = "lost",
-        /// It was read from a dead-letter topic and failed again: it is not written again.
-        DeadLetterAgain = "dead-letter-again",
-    }
-}
-
-label_enum! {
-    /// The outcome for one recipient.
-    pub(super) enum RecipientOutcome {
-        Delivered = "delivered",
-        Failed = "failed",
-        Withheld = "withheld",
-        Stored = "stored",
-        Notified = "notified",
-        Dropped = "dropped",
     }
 }
 

@@ -21,8 +21,8 @@ use crate::directory::{
 use crate::membership::{Connection, Grouping};
 use crate::message::{Audience, CallTarget, CometAddr, Message, NamedBy, RoomId};
 use crate::pipeline::chain::BatchChain;
+use crate::pipeline::config::{RoomSource, RoutingConfig};
 use crate::pipeline::retry::{Cancelled, HoldContext, hold_behind, retry_until_cancelled};
-use crate::pipeline::{RoomSource, RoutingConfig};
 use crate::policy::Chain;
 use crate::router::{DeliveryPlan, Route};
 use crate::stalls::StallStage;

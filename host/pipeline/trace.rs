@@ -11,7 +11,7 @@ use crate::message::{Audience, CometAddr, Message, Record};
 use crate::offsets::AckHandle;
 use crate::pipeline::call::{Acceptance, DispatchedCall};
 use crate::pipeline::key_order::KeyPosition;
-use crate::pipeline::metrics::MessageOutcome;
+use crate::pipeline::outcome::MessageOutcome;
 use crate::policy::PolicySet;
 use crate::router::Recipient;
 
