@@ -30,7 +30,8 @@ struct Outgoing {
 }
 
 impl<'a> CallBatch<'a> {
-    pub(super) fn new(fleet: &'a Fleet) -> Self {
+    /// No calls yet.
+    pub fn new(fleet: &'a Fleet) -> Self {
         Self { fleet, comets: HashMap::default(), now: Instant::now() }
     }
 

@@ -8,6 +8,7 @@ mod concurrency;
 mod live_stream;
 mod parked;
 mod probe;
+mod stream_state;
 mod streaming;
 
 use std::sync::Arc;
@@ -16,7 +17,8 @@ use std::time::Instant;
 use tokio::sync::mpsc;
 
 use super::channel::{Dialer, Drivers};
-use super::queued_call::{CometState, QueueCapacity, QueuedCall};
+use super::queued_call::QueuedCall;
+use super::state::{CometState, QueueCapacity};
 use super::{CallOutcome, CallRequest, CallTimeouts, Config};
 use actor::Actor;
 

@@ -15,9 +15,10 @@ use foldhash::fast::RandomState;
 
 use parking_lot::Mutex;
 
-use super::breaker::BreakerState;
 use super::comet::Comet;
-use super::queued_call::{CometState, Source};
+use super::limits::{TableLimits, millis};
+use super::source::Source;
+use super::state::CometState;
 use crate::message::CometAddr;
 
 /// The comets by address, and the sightings of forgotten ones.
@@ -28,19 +29,6 @@ pub(super) struct CometTable {
     /// them.
     pub(super) forgotten: HashMap<CometAddr, u64>,
     pub(super) closed: bool,
-}
-
-/// Limits on how many comets are known, and for how long.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct TableLimits {
-    pub(super) max_comets: usize,
-    pub(super) max_named: usize,
-    pub(super) stale_after: Duration,
-    pub(super) retention: Duration,
-    pub(super) idle_timeout: Duration,
-    /// How long a comet that only records named may take for its first answer before it can be
-    /// evicted.
-    pub(super) first_answer_timeout: Duration,
 }
 
 /// The warning for readiness that a comet could not be added.
@@ -70,40 +58,6 @@ pub(super) struct TableFull {
     most: usize,
     kind: &'static str,
     key: &'static str,
-}
-
-impl TableLimits {
-    /// Whether this comet gets BROADCASTs.
-    pub(super) fn gets_broadcasts(&self, state: &CometState, now_ms: u64) -> bool {
-        match state.source() {
-            Source::Configured | Source::Dns | Source::Discovery => true,
-            Source::Directory => !self.is_presumed_gone(state, now_ms),
-            Source::Named | Source::Retired => false,
-        }
-    }
-
-    /// Whether no entry of the directory has named it lately.
-    pub(super) fn is_stale(&self, state: &CometState, now_ms: u64) -> bool {
-        now_ms.saturating_sub(state.named_at()) > millis(self.stale_after)
-    }
-
-    /// No entry has named it lately, and it does not answer: a comet that was shut down, or that
-    /// has another address now.
-    fn is_presumed_gone(&self, state: &CometState, now_ms: u64) -> bool {
-        self.is_stale(state, now_ms) && state.breaker_state() != BreakerState::Closed
-    }
-
-    fn is_expired(&self, state: &CometState, now_ms: u64) -> bool {
-        let is_silent = state.unsettled() == 0 && state.silent_for() >= self.idle_timeout;
-        match state.source() {
-            Source::Configured | Source::Dns | Source::Discovery => false,
-            Source::Named | Source::Retired => is_silent,
-            Source::Directory => {
-                let is_out_of_mind = now_ms.saturating_sub(state.named_at()) > millis(self.retention);
-                is_silent && (is_out_of_mind || self.is_presumed_gone(state, now_ms))
-            }
-        }
-    }
 }
 
 impl CometTable {
@@ -203,11 +157,6 @@ impl CometTable {
 
 /// How many forgotten comets are remembered.
 const MAX_FORGOTTEN: usize = 10_000;
-
-/// A time in milliseconds.
-pub(super) fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
 
 /// Milliseconds since 1970-01-01 UTC.
 pub(super) fn now_ms() -> u64 {

@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 use super::access::AllowList;
-use super::comet_table::TableLimits;
 use super::discovery;
+use super::limits::TableLimits;
 use super::wire::Dialect;
 use crate::message::Address;
 

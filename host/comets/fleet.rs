@@ -15,17 +15,18 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use super::access::{AccessRules, AddressRefused, DialGate, NamerTrust};
-use super::call_batch::CallBatch;
 use super::channel::Dialer;
 use super::comet::Comet;
-use super::comet_table::{CapacityWarning, CometTable, TableFull, TableLimits, now_ms};
+use super::comet_table::{CapacityWarning, CometTable, TableFull, now_ms};
 use super::discovery::Discovery;
+use super::limits::TableLimits;
 use super::names::ServerNames;
 use super::node_list::NodeList;
 use super::pending::{PendingBytes, try_or_wait};
-use super::queued_call::{CometState, Source};
 use super::sharing::SightingExchange;
 use super::shortage::ResourceShortage;
+use super::source::Source;
+use super::state::CometState;
 use super::status::{BroadcastReach, CometStatus};
 use super::store::CometStore;
 use super::{CallOutcome, CallRequest, CallTimeouts, Config, Content, Metrics, Payload};
@@ -120,10 +121,10 @@ impl Fleet {
             shutdown,
         });
         fleet.set_nodes(&nodes);
-        fleet.spawn_background(upkeep::run_discovery(Arc::downgrade(&fleet), nodes, discovery, resolved));
-        fleet.spawn_background(upkeep::run_sharing(Arc::downgrade(&fleet)));
+        fleet.spawn_background(Self::run_discovery(Arc::downgrade(&fleet), nodes, discovery, resolved));
+        fleet.spawn_background(Self::run_sharing(Arc::downgrade(&fleet)));
         let every = (fleet.config.idle_timeout / 8).clamp(Duration::from_millis(10), Duration::from_secs(30));
-        fleet.spawn_background(upkeep::run_eviction(Arc::downgrade(&fleet), every));
+        fleet.spawn_background(Self::run_eviction(Arc::downgrade(&fleet), every));
         fleet
     }
 
@@ -193,11 +194,6 @@ impl Fleet {
             Some(comet) => comet.send(request),
             None => self.send_to_new(request),
         }
-    }
-
-    /// Begins to queue the calls of many messages.
-    pub fn batch(&self) -> CallBatch<'_> {
-        CallBatch::new(self)
     }
 
     /// The known comet of this request, if that may be called for it.
@@ -399,7 +395,10 @@ impl Fleet {
         let shortage = Arc::clone(&self.shortage);
         let state = CometState::new(address.clone(), source, self.metrics.of(&address), shortage);
         let state = Arc::new(state);
-        let gate = DialGate::new(Arc::clone(&self.access), Arc::clone(&state), Arc::downgrade(&self.known));
+        let table = Arc::downgrade(&self.known);
+        let is_known =
+            move |comet: &CometAddr| table.upgrade().is_some_and(|table| table.read().has_trusted(comet));
+        let gate = DialGate::new(Arc::clone(&self.access), Arc::clone(&state), Arc::new(is_known));
         let welcome_timeout = WELCOME_TIMEOUT.min(self.timing.request_timeout / 2);
         let dialer = Dialer::new(&address, self.config.connect_timeout, welcome_timeout, gate)?;
         let (comet, task) = Comet::new(state, dialer, &self.config, self.timing);

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::queued_call::OrderKey;
+use super::order_key::OrderKey;
 
 /// The held keys of one comet.
 #[derive(Debug, Default)]

@@ -7,8 +7,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::queued_call::Source;
-use super::status::CometStatus;
+use super::source::Source;
 use crate::message::{CometAddr, NamedBy};
 use crate::telemetry::latency_histogram;
 
@@ -47,12 +46,12 @@ impl SourceLabel {
         Self::retired,
     ];
 
-    fn of(status: &CometStatus) -> Self {
-        match status.source {
+    fn of(source: Source, broadcasts: bool) -> Self {
+        match source {
             Source::Configured => Self::configured,
             Source::Dns => Self::dns,
             Source::Discovery => Self::discovery,
-            Source::Directory if status.broadcasts => Self::directory,
+            Source::Directory if broadcasts => Self::directory,
             Source::Directory => Self::left_out,
             Source::Named => Self::named,
             Source::Retired => Self::retired,
@@ -189,7 +188,7 @@ impl Metrics {
         registry.register("halley_comets_known", help, metrics.known.clone());
         let help = "Calls that were not made because the comet's address is not allowed, by reason and by who named it; see [comets] allow";
         registry.register("halley_comets_refused", help, metrics.refused.0.clone());
-        metrics.count_comets(&[]);
+        metrics.count_comets(std::iter::empty());
         let help = "Connections that did not accept a message although their comet answers";
         registry.register("halley_comet_not_taken", help, metrics.not_taken.clone());
         let help = "Messages that had to wait for room in the comet's queue";
@@ -203,10 +202,11 @@ impl Metrics {
         metrics
     }
 
-    /// Sets how many comets are known, by source.
-    pub(super) fn count_comets(&self, comets: &[CometStatus]) {
+    /// Sets how many comets are known: by source, and whether they get BROADCASTs.
+    pub(super) fn count_comets(&self, comets: impl Iterator<Item = (Source, bool)>) {
+        let labels: Vec<_> = comets.map(|(source, broadcasts)| SourceLabel::of(source, broadcasts)).collect();
         for source in SourceLabel::ALL {
-            let count = comets.iter().filter(|status| SourceLabel::of(status) == source).count();
+            let count = labels.iter().filter(|label| **label == source).count();
             self.known.get_or_create(&SourceLabels { source }).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
     }

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use super::Config;
 use super::discovery::Discovery;
 use super::names::ServerNames;
-use super::queued_call::Source;
+use super::source::Source;
 use crate::message::CometAddr;
 
 /// How long a look-up may take.

@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::breaker::BreakerState;
-use super::queued_call::{ChannelMode, CometState, Source};
+use super::source::{ChannelMode, Source};
+use super::state::CometState;
 use crate::message::CometAddr;
 
 /// The status of one comet.

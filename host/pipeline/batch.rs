@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::comets::CallBatch;
 use crate::consumer::{InFlightRecord, PartitionStream};
 use crate::dead_letter::{DeadLetterReason, Stage};
 use crate::decision::{FilteredMessage, Guard, Overrides, StateWrite, TrailEntry, Verdict};
@@ -289,7 +290,7 @@ impl PartitionWorker {
     async fn dispatch(&self, passed: Vec<PassedMessage>, resolved: Resolved) -> Result<(), Cancelled> {
         let since = Instant::now();
         let Pipeline { resolver, fleet, .. } = &*self.pipeline;
-        let mut batch = fleet.batch();
+        let mut batch = CallBatch::new(fleet);
         let every_comet = OnceCell::new();
         for PassedMessage { message, overrides, trail, pending } in passed {
             if let Some(why) = resolved.unreadable(&message) {

@@ -6,37 +6,38 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::Name;
-use parking_lot::RwLock;
 use tonic::codegen::Service;
 
 use super::{AccessRules, AddressRefused, NamerTrust};
-use crate::comets::comet_table::CometTable;
-use crate::comets::queued_call::CometState;
+use crate::comets::state::CometState;
 use crate::message::{CometAddr, NamedBy};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type BoxedFuture<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
+
+/// Whether an address is one of the gateway's own comets.
+type IsKnown = Arc<dyn Fn(&CometAddr) -> bool + Send + Sync>;
 
 /// Decides where one comet's connections may lead.
 #[derive(Clone)]
 pub(in crate::comets) struct DialGate {
     access: Arc<AccessRules>,
     state: Arc<CometState>,
-    known: Weak<RwLock<CometTable>>,
+    is_known: IsKnown,
 }
 
 impl DialGate {
     pub(in crate::comets) fn new(
         access: Arc<AccessRules>,
         state: Arc<CometState>,
-        known: Weak<RwLock<CometTable>>,
+        is_known: IsKnown,
     ) -> Self {
-        Self { access, state, known }
+        Self { access, state, is_known }
     }
 
     /// The gate of a comet that an operator listed.
@@ -46,7 +47,7 @@ impl DialGate {
         let access = AccessRules::new(None, metrics.refused.clone());
         let source = crate::comets::Source::Configured;
         let state = CometState::new(address.clone(), source, metrics.of(address), Arc::default());
-        Self { access: Arc::new(access), state: Arc::new(state), known: Weak::new() }
+        Self { access: Arc::new(access), state: Arc::new(state), is_known: Arc::new(|_| false) }
     }
 
     /// Whether this address may be dialled now: the comet's source may have changed.
@@ -60,10 +61,8 @@ impl DialGate {
     }
 
     fn is_trusted(&self, address: SocketAddr) -> bool {
-        let Some(known) = self.known.upgrade() else { return false };
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());
-        let address = CometAddr::from(address.to_string());
-        known.read().has_trusted(&address)
+        (self.is_known)(&CometAddr::from(address.to_string()))
     }
 
     /// The addresses of a name that may be dialled.

@@ -26,7 +26,7 @@ use tracing::warn;
 
 use super::metrics::{RefusedMetrics, RefusedReason};
 use super::name_lookup::NameLookup;
-use super::queued_call::Source;
+use super::source::Source;
 use crate::message::{CometAddr, NamedBy};
 use crate::telemetry::LogThrottle;
 pub(super) use allow::AllowList;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::comets::breaker::BreakerState;
-use crate::comets::queued_call::CometState;
+use crate::comets::state::CometState;
 
 /// A comet's state, counted as an active comet while its breaker is closed.
 pub(super) struct ActiveGauge {

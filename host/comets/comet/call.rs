@@ -4,11 +4,13 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::comets::breaker::AttemptPermit;
-use crate::comets::channel::{self, CallFailure, CometClient};
+use crate::comets::channel::{self, CometClient};
 use crate::comets::comet::parked::{ParkedCalls, ParkedQueue};
+use crate::comets::grpc::CallFailure;
 use crate::comets::hold::HeldKeys;
 use crate::comets::order::{OrderQueues, OrderToken};
-use crate::comets::queued_call::{OrderKey, QueuedCall};
+use crate::comets::order_key::OrderKey;
+use crate::comets::queued_call::QueuedCall;
 use crate::comets::stream::open::Offered;
 use crate::comets::wire::Method;
 use crate::comets::{CallOutcome, Dialect};
@@ -212,8 +214,10 @@ impl InFlightCall {
 
     /// Removes the front message, which is to be retried, and the messages of the same key behind it.
     pub(super) fn take_front(&mut self) -> Option<(OrderKey, VecDeque<QueuedCall>)> {
-        let name = OrderKey::of(self.calls.front()?)?;
-        let (waiting, rest) = std::mem::take(&mut self.calls).into_iter().partition(|call| name.covers(call));
+        let name = OrderKey::of(&self.calls.front()?.target)?;
+        let (waiting, rest) = std::mem::take(&mut self.calls)
+            .into_iter()
+            .partition(|call| name.covers(&call.target, call.room.as_ref()));
         self.calls = rest;
         self.failures = 0;
         Some((name, waiting))

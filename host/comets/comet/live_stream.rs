@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::concurrency::ConcurrencyLimit;
 use crate::comets::breaker::AttemptPermit;
-use crate::comets::channel::printable;
+use crate::comets::grpc::printable;
 use crate::comets::order::OrderToken;
 use crate::comets::proto::delivery::{Acks, FromComet, from_comet};
 use crate::comets::queued_call::QueuedCall;

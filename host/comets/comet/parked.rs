@@ -13,7 +13,8 @@ use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::comets::hold::HeldKeys;
-use crate::comets::queued_call::{OrderKey, QueuedCall};
+use crate::comets::order_key::OrderKey;
+use crate::comets::queued_call::QueuedCall;
 use crate::comets::wire::key_len;
 use crate::expiring::ExpiringMap;
 use crate::message::ConnectionId;
@@ -140,7 +141,7 @@ impl ParkedQueue {
             return false;
         }
         let room = call.room.clone().map(OrderKey::Room);
-        room.into_iter().chain(OrderKey::of(call)).any(|key| held.holds(&key, call.number))
+        room.into_iter().chain(OrderKey::of(&call.target)).any(|key| held.holds(&key, call.number))
     }
 
     /// Removes the parked calls of a key. From now on the caller holds the key's order.
@@ -225,7 +226,7 @@ impl ParkedQueue {
         if self.waiting.is_empty() && held.is_empty() {
             return None;
         }
-        let mut keys = call.room.clone().map(OrderKey::Room).into_iter().chain(OrderKey::of(call));
+        let mut keys = call.room.clone().map(OrderKey::Room).into_iter().chain(OrderKey::of(&call.target));
         let key = keys.find(|key| self.is_behind(key, call.number, held))?;
         Some(self.waiting.entry(key).or_insert_with(ParkedCalls::held))
     }

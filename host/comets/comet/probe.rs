@@ -6,7 +6,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::comets::channel::{CallFailure, CometClient, Dialer, GrpcRequest};
+use crate::comets::channel::{CometClient, Dialer, GrpcRequest};
+use crate::comets::grpc::CallFailure;
 
 /// The probe interval, shortened at random so that gateways do not probe together.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);

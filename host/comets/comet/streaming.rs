@@ -20,32 +20,26 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
 use tracing::{debug, warn};
 
 use super::actor::Actor;
-use super::call::{Asks, InFlightCall, OrderItem};
-use super::concurrency::ConcurrencyLimit;
+use super::call::{InFlightCall, OrderItem};
 use super::live_stream::{Leftovers, LiveStream, Over};
+use super::stream_state::StreamEvent;
 use crate::comets::breaker::BreakerState;
-use crate::comets::channel::{CallFailure, CometClient};
+use crate::comets::channel::CometClient;
+use crate::comets::grpc::CallFailure;
 use crate::comets::metrics::StreamFailure;
-use crate::comets::proto::delivery::FromComet;
-use crate::comets::queued_call::{ChannelMode, QueuedCall};
+use crate::comets::queued_call::QueuedCall;
 use crate::comets::retry;
-use crate::comets::stream::open::{Declined, Offered, OpenStream, StreamEnd, StreamNews};
+use crate::comets::source::ChannelMode;
+use crate::comets::stream::open::{Declined, Offered, StreamEnd, StreamNews};
 use crate::comets::stream::window::Progress;
 use crate::comets::{CallTimeouts, DeliveryMode};
 use crate::telemetry::LogThrottle;
 
-/// How long after a comet that does not serve streams was asked it is asked again on the same channel.
-const ASK_AGAIN: Duration = if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(600) };
-/// The same after a stream that failed; doubled with each failure in a row.
-const ASK_SOON: Duration = Duration::from_secs(1);
 /// After this many streams in a row that were declined or failed, a warning is logged.
 const WARN_AFTER: u32 = 3;
 /// How long the end of the last stream may take at the end of the gateway.
@@ -53,115 +47,6 @@ const LINGER: Duration = Duration::from_millis(200);
 
 /// Throttles lines about streams, over all comets.
 static STREAM_LOG: LogThrottle = LogThrottle::new(20, Duration::from_secs(10));
-
-pub(super) struct Streaming {
-    wanted: DeliveryMode,
-    /// Whether the comet has to be asked before calls are made on the current channel.
-    is_unasked: bool,
-    pub(super) live: Option<LiveStream>,
-    /// A stream that begins once no call is in flight.
-    next: Option<Box<OpenStream>>,
-    /// How many messages may be out.
-    limit: ConcurrencyLimit,
-    /// How many streams in a row failed or were declined, and how many ended without an
-    /// acknowledgement although messages waited.
-    failures: u32,
-    fruitless: u32,
-    /// Until when nothing is sent, after a stream that ended without an acknowledgement.
-    held_until: Option<Instant>,
-    ask_again_at: Option<Instant>,
-    asking: Option<BoxFuture<'static, Result<Offered, CallFailure>>>,
-    /// Reused.
-    frames: Vec<FromComet>,
-}
-
-/// What the stream's part of the task handles next.
-pub(super) enum StreamEvent {
-    News(StreamNews),
-    /// The answer to a question on a channel on which calls are made.
-    Asked(Result<Offered, CallFailure>),
-}
-
-impl Streaming {
-    pub(super) fn new(wanted: DeliveryMode, timing: CallTimeouts) -> Self {
-        Self {
-            wanted,
-            is_unasked: wanted != DeliveryMode::Unary,
-            live: None,
-            next: None,
-            limit: ConcurrencyLimit::of_messages(timing.request_timeout),
-            failures: 0,
-            fruitless: 0,
-            held_until: None,
-            ask_again_at: None,
-            asking: None,
-            frames: Vec::new(),
-        }
-    }
-
-    /// Whether the first call on the current channel asks for a stream.
-    pub(super) fn asks(&self) -> Asks {
-        match self.wanted {
-            _ if !self.is_unasked => Asks::No,
-            DeliveryMode::Stream => Asks::Only,
-            DeliveryMode::Auto => Asks::First,
-            DeliveryMode::Unary => Asks::No,
-        }
-    }
-
-    /// The channel is replaced: the comet is asked on the next one.
-    pub(super) fn channel_renewed(&mut self) {
-        self.is_unasked = self.wanted != DeliveryMode::Unary;
-        (self.ask_again_at, self.asking, self.next) = (None, None, None);
-    }
-
-    /// Schedules the next question on this channel.
-    fn ask_later(&mut self, now: Instant) {
-        let wait = match self.failures {
-            0 => ASK_AGAIN,
-            failures => ASK_SOON.saturating_mul(1 << (failures - 1).min(16)).min(ASK_AGAIN),
-        };
-        self.ask_again_at = Some(now + wait);
-    }
-
-    /// Whether no attempt may start now.
-    pub(super) fn holds(&self, now: Instant) -> bool {
-        self.next.is_some() || self.held_until.is_some_and(|until| now < until)
-    }
-
-    /// When its next timer is due.
-    pub(super) fn wakes_at(&self) -> Option<Instant> {
-        let live = self.live.as_ref().map(|live| live.wakes_at(&self.limit));
-        live.into_iter().chain(self.held_until).chain(self.ask_again_at).min()
-    }
-
-    /// Whether it has messages without an outcome.
-    pub(super) fn is_empty(&self) -> bool {
-        self.live.as_ref().is_none_or(LiveStream::is_empty)
-    }
-
-    /// Whether there is a stream, or a question.
-    pub(super) fn has_events(&self) -> bool {
-        self.live.is_some() || self.asking.is_some()
-    }
-
-    /// Waits for an event. Never ready without a stream or a question.
-    pub(super) async fn event(&mut self) -> StreamEvent {
-        std::future::poll_fn(|context| {
-            if let Some(asking) = &mut self.asking
-                && let Poll::Ready(offered) = asking.poll_unpin(context)
-            {
-                self.asking = None;
-                return Poll::Ready(StreamEvent::Asked(offered));
-            }
-            match &mut self.live {
-                Some(live) => live.poll(context, &mut self.frames).map(StreamEvent::News),
-                None => Poll::Pending,
-            }
-        })
-        .await
-    }
-}
 
 impl Actor {
     /// Takes a new call.

@@ -54,7 +54,7 @@ impl Config {
     /// What is wrong with the file's current content. Reads the file.
     pub fn file_problem(&self) -> Option<String> {
         let path = self.file.as_ref()?;
-        let error = super::file::read(path).and_then(super::CometListing::checked).err()?;
+        let error = super::file::read(path).and_then(super::listing::CometListing::checked).err()?;
         Some(format!("`comets.discovery.file`: {}: {error}", path.display()))
     }
 

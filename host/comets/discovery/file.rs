@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{CometListing, SourceError};
+use super::listing::{CometListing, SourceError};
 use crate::blocking::run_blocking;
 use crate::files;
 
@@ -45,7 +45,7 @@ pub(super) fn read(path: &Path) -> Result<CometListing, SourceError> {
 }
 
 fn content(path: &Path) -> Result<Vec<u8>, SourceError> {
-    files::read(path, MAX_LENGTH).map_err(|why| SourceError(format!("it {why}")))
+    files::read(path, MAX_LENGTH).map_err(|why| SourceError::new(format!("it {why}")))
 }
 
 /// JSON if it begins with `{`, otherwise TOML.
@@ -53,9 +53,10 @@ fn parse(content: &[u8]) -> Result<CometListing, SourceError> {
     let text = std::str::from_utf8(content).map_err(|_| SourceError::new("it is not UTF-8"))?;
     if text.trim_start().starts_with('{') {
         return serde_json::from_str(text)
-            .map_err(|error| SourceError(format!("it is not valid JSON: {error}")));
+            .map_err(|error| SourceError::new(format!("it is not valid JSON: {error}")));
     }
-    toml::from_str(text).map_err(|error| SourceError(format!("it is not valid TOML: {}", error.message())))
+    toml::from_str(text)
+        .map_err(|error| SourceError::new(format!("it is not valid TOML: {}", error.message())))
 }
 
 #[cfg(test)]

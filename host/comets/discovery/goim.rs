@@ -9,7 +9,8 @@ use std::time::Duration;
 use reqwest::Client;
 use serde_json::Value;
 
-use super::{CometListing, Config, SourceError};
+use super::config::Config;
+use super::listing::{CometListing, SourceError};
 
 /// Timeout of one server.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -54,7 +55,7 @@ impl GoimDiscovery {
                 Err(error) => problems.push(format!("{}: {error}", self.urls[at])),
             }
         }
-        Err(SourceError(problems.join("; ")))
+        Err(SourceError::new(problems.join("; ")))
     }
 
     async fn ask(&self, url: &str) -> Result<CometListing, SourceError> {
@@ -68,12 +69,12 @@ impl GoimDiscovery {
         let mut body = Vec::new();
         while let Some(chunk) = answer.chunk().await.map_err(said)? {
             if body.len() + chunk.len() > MAX_ANSWER {
-                return Err(SourceError(format!("the answer is longer than {MAX_ANSWER} bytes")));
+                return Err(SourceError::new(format!("the answer is longer than {MAX_ANSWER} bytes")));
             }
             body.extend_from_slice(&chunk);
         }
         let status = answer.status();
-        let not_json = |_| SourceError(format!("status {status}, and not JSON"));
+        let not_json = |_| SourceError::new(format!("status {status}, and not JSON"));
         let body = serde_json::from_slice(&body).map_err(not_json)?;
         listing(&body)
     }
@@ -82,7 +83,7 @@ impl GoimDiscovery {
 fn listing(body: &Value) -> Result<CometListing, SourceError> {
     if body["code"] != 0 {
         let (code, message) = (&body["code"], &body["message"]);
-        return Err(SourceError(format!("it answers with code {code}: {message}")));
+        return Err(SourceError::new(format!("it answers with code {code}: {message}")));
     }
     let mut listing = CometListing::default();
     collect(&body["data"]["instances"], &mut listing);

@@ -7,50 +7,15 @@
 mod config;
 mod file;
 mod goim;
-
-use std::collections::BTreeMap;
+mod listing;
 
 use tracing::{info, warn};
 
-use crate::message::Address;
 pub use config::Config;
 use file::FileSource;
 use goim::GoimDiscovery;
-
-/// The comets that a source lists.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(super) struct CometListing {
-    /// As `[comets] nodes`.
-    pub(super) nodes: Vec<String>,
-    /// As `[comets] addresses`.
-    pub(super) addresses: BTreeMap<String, String>,
-}
-
-/// Why a source has no usable list. Shown to operators.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub(super) struct SourceError(String);
-
-impl SourceError {
-    fn new(why: impl ToString) -> Self {
-        Self(why.to_string())
-    }
-}
-
-impl CometListing {
-    /// The list, if it has comets and every address is valid.
-    fn checked(self) -> Result<Self, SourceError> {
-        if self.nodes.is_empty() && self.addresses.is_empty() {
-            return Err(SourceError::new("it lists no comet"));
-        }
-        let wrong = |text: &String| Address::parse(text).err();
-        match self.nodes.iter().chain(self.addresses.values()).find_map(wrong) {
-            Some(error) => Err(SourceError::new(error)),
-            None => Ok(self),
-        }
-    }
-}
+pub(super) use listing::CometListing;
+use listing::SourceError;
 
 /// All sources of `[comets.discovery]`.
 pub(super) struct Discovery {

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::Fleet;
-use crate::comets::comet_table::{millis, now_ms};
+use crate::comets::comet_table::now_ms;
 use crate::comets::discovery::Discovery;
+use crate::comets::limits::millis;
 use crate::comets::node_list::NodeList;
 use crate::comets::store::{Sighting, Unavailable};
 use crate::message::CometAddr;
@@ -23,73 +24,74 @@ const GATHER: Duration = Duration::from_millis(200);
 /// How often a comet that is named all the time is shared; at least four times per `stale_after`.
 const TELL_EVERY: Duration = Duration::from_secs(15);
 
-/// Reads discovery, and resolves the nodes' names at intervals.
-pub(super) async fn run_discovery(
-    fleet: Weak<Fleet>,
-    mut nodes: NodeList,
-    mut discovery: Discovery,
-    resolved: watch::Sender<bool>,
-) {
-    let Some((config, mut pause)) = fleet.upgrade().map(|fleet| {
-        let config = fleet.config.clone();
-        let pause = config.discovery.refresh_interval.min(config.dns_refresh_interval);
-        (config, pause)
-    }) else {
-        return;
-    };
-    if discovery.is_empty() {
-        pause = config.dns_refresh_interval;
-    }
-    let mut look_up_at = Instant::now();
-    loop {
-        let has_changes = discovery.refresh().await;
-        if has_changes {
-            nodes.update(&config, &discovery);
-            look_up_at = Instant::now();
-            // Names are resolved next; other comets are added at once.
-            let Some(fleet) = fleet.upgrade() else { return };
-            fleet.names.store(Arc::new(NodeList::names(&config, &discovery)));
-            fleet.set_nodes(&nodes);
-        }
-        let is_due = look_up_at <= Instant::now();
-        if is_due {
-            nodes.resolve().await;
-            look_up_at = Instant::now() + config.dns_refresh_interval;
-        }
-        let Some(fleet) = fleet.upgrade() else { return };
-        if is_due {
-            fleet.set_nodes(&nodes);
-        }
-        fleet.problems.store(Arc::new(discovery.problems()));
-        drop(fleet);
-        resolved.send_replace(true);
-        tokio::time::sleep(pause).await;
-    }
-}
-
-pub(super) async fn run_eviction(fleet: Weak<Fleet>, every: Duration) {
-    loop {
-        tokio::time::sleep(every).await;
-        let Some(fleet) = fleet.upgrade() else { return };
-        fleet.evict_idle();
-    }
-}
-
-/// Shares known comets, at intervals and when there are changes.
-pub(super) async fn run_sharing(fleet: Weak<Fleet>) {
-    loop {
-        let Some(shared) = fleet.upgrade() else { return };
-        // An error is reported there; the next round retries.
-        drop(shared.share().await);
-        shared.metrics.count_comets(&shared.status());
-        let changes = shared.sharing.changes();
-        drop(shared);
-        drop(tokio::time::timeout(SHARE_EVERY, changes.notified()).await);
-        tokio::time::sleep(GATHER).await;
-    }
-}
-
 impl Fleet {
+    /// Reads discovery, and resolves the nodes' names at intervals.
+    pub(super) async fn run_discovery(
+        fleet: Weak<Self>,
+        mut nodes: NodeList,
+        mut discovery: Discovery,
+        resolved: watch::Sender<bool>,
+    ) {
+        let Some((config, mut pause)) = fleet.upgrade().map(|fleet| {
+            let config = fleet.config.clone();
+            let pause = config.discovery.refresh_interval.min(config.dns_refresh_interval);
+            (config, pause)
+        }) else {
+            return;
+        };
+        if discovery.is_empty() {
+            pause = config.dns_refresh_interval;
+        }
+        let mut look_up_at = Instant::now();
+        loop {
+            let has_changes = discovery.refresh().await;
+            if has_changes {
+                nodes.update(&config, &discovery);
+                look_up_at = Instant::now();
+                // Names are resolved next; other comets are added at once.
+                let Some(fleet) = fleet.upgrade() else { return };
+                fleet.names.store(Arc::new(NodeList::names(&config, &discovery)));
+                fleet.set_nodes(&nodes);
+            }
+            let is_due = look_up_at <= Instant::now();
+            if is_due {
+                nodes.resolve().await;
+                look_up_at = Instant::now() + config.dns_refresh_interval;
+            }
+            let Some(fleet) = fleet.upgrade() else { return };
+            if is_due {
+                fleet.set_nodes(&nodes);
+            }
+            fleet.problems.store(Arc::new(discovery.problems()));
+            drop(fleet);
+            resolved.send_replace(true);
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    pub(super) async fn run_eviction(fleet: Weak<Self>, every: Duration) {
+        loop {
+            tokio::time::sleep(every).await;
+            let Some(fleet) = fleet.upgrade() else { return };
+            fleet.evict_idle();
+        }
+    }
+
+    /// Shares known comets, at intervals and when there are changes.
+    pub(super) async fn run_sharing(fleet: Weak<Self>) {
+        loop {
+            let Some(shared) = fleet.upgrade() else { return };
+            // An error is reported there; the next round retries.
+            drop(shared.share().await);
+            let known = shared.status();
+            shared.metrics.count_comets(known.iter().map(|status| (status.source, status.broadcasts)));
+            let changes = shared.sharing.changes();
+            drop(shared);
+            drop(tokio::time::timeout(SHARE_EVERY, changes.notified()).await);
+            tokio::time::sleep(GATHER).await;
+        }
+    }
+
     /// Whether the shared list of comets has been read: before that, a BROADCAST would miss some.
     /// Also true if the store refuses permanently, since waiting would not help.
     pub fn is_informed(&self) -> bool {

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use tonic::Code;
 
 use super::frames::{self, FrameReader};
-use crate::comets::channel::{self, CallFailure};
+use crate::comets::grpc::{self, CallFailure};
 use crate::comets::metrics::StreamFailure;
 use crate::comets::proto::delivery::{FromComet, Hello, Welcome, from_comet};
 
@@ -90,9 +90,9 @@ pub(in crate::comets) async fn open(
     authority: &Authority,
     wait: Duration,
 ) -> Result<Offered, CallFailure> {
-    let failed = |error: h2::Error| channel::classify_error(&error);
+    let failed = |error: h2::Error| grpc::classify_error(&error);
     let mut sender = sender.ready().await.map_err(failed)?;
-    let request = channel::request(authority, PathAndQuery::from_static(PATH), channel::headers());
+    let request = grpc::request(authority, PathAndQuery::from_static(PATH), grpc::headers());
     let (response, mut send) = sender.send_request(request, false).map_err(failed)?;
     send.send_data(frames::hello(hello()), false).map_err(failed)?;
     let answer = async {
@@ -108,7 +108,7 @@ pub(in crate::comets) async fn open(
         if head.status != StatusCode::OK {
             return Answer::declined(StreamFailure::error, format!("HTTP {}", head.status));
         }
-        match channel::status(&head.headers) {
+        match grpc::status(&head.headers) {
             Some(status) => Answer::of_status(status),
             None => read_welcome(received).await,
         }
@@ -173,7 +173,7 @@ impl Answer {
         if error.is_reset() {
             Self::declined(StreamFailure::error, error.to_string())
         } else {
-            Self::Failed(channel::classify_error(error))
+            Self::Failed(grpc::classify_error(error))
         }
     }
 }
@@ -188,7 +188,7 @@ async fn read_welcome(mut received: RecvStream) -> Answer {
             None => {
                 return match received.trailers().await {
                     Ok(trailers) => {
-                        let status = trailers.as_ref().and_then(channel::status);
+                        let status = trailers.as_ref().and_then(grpc::status);
                         Answer::of_status(status.unwrap_or(Ok(())))
                     }
                     Err(error) => Answer::of_error(&error),
@@ -246,7 +246,7 @@ impl OpenStream {
             if let Poll::Ready(end) = self.poll_read(context, frames) {
                 self.ended = Some(end);
             } else if let Err(error) = written {
-                self.ended = Some(StreamEnd::Lost(channel::classify_error(&error)));
+                self.ended = Some(StreamEnd::Lost(grpc::classify_error(&error)));
             }
         }
         // Frames that came before the end count.
@@ -293,7 +293,7 @@ impl OpenStream {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Some(Ok(data))) => data,
                 Poll::Ready(Some(Err(error))) => {
-                    return Poll::Ready(StreamEnd::Lost(channel::classify_error(&error)));
+                    return Poll::Ready(StreamEnd::Lost(grpc::classify_error(&error)));
                 }
                 Poll::Ready(None) => break,
             };
@@ -305,8 +305,8 @@ impl OpenStream {
         }
         let Poll::Ready(trailers) = self.received.poll_trailers(context) else { return Poll::Pending };
         Poll::Ready(match trailers {
-            Ok(trailers) => StreamEnd::Status(trailers.as_ref().and_then(channel::status).unwrap_or(Ok(()))),
-            Err(error) => StreamEnd::Lost(channel::classify_error(&error)),
+            Ok(trailers) => StreamEnd::Status(trailers.as_ref().and_then(grpc::status).unwrap_or(Ok(()))),
+            Err(error) => StreamEnd::Lost(grpc::classify_error(&error)),
         })
     }
 }
