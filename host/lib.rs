@@ -58,8 +58,7 @@
 //! work outside of async tasks) and `time`. `fuzzing` exists in tests and with its feature only: the entry
 //! points of the fuzz targets.
 //!
-//! `tests/layers.rs` enforces these dependencies. It also forbids cycles between files, except in the
-//! modules that it lists.
+//! `tests/layers.rs` enforces these dependencies. It also forbids cycles between files.
 //!
 //! # Invariants of absence
 //!
