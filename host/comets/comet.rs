@@ -3,6 +3,7 @@
 
 mod active;
 mod actor;
+mod answers;
 mod call;
 mod concurrency;
 mod live_stream;

@@ -1,0 +1,95 @@
+//! Requests are what the generated types would encode, byte for byte.
+
+use super::super::proto::goim;
+use super::*;
+use proptest::prelude::*;
+use prost::Message as _;
+
+fn payload(dialect: Dialect, operation: i32, body: &Bytes) -> Payload {
+    Payload::new(dialect, &Content { operation, body, sent_ms: 0, traceparent: None }, None)
+}
+
+#[test]
+fn only_a_trace_context_is_sent_on() {
+    let context = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    assert_eq!(traceparent_text(context.as_bytes()), Some(context));
+    for wrong in [&b"\xff"[..], b"00-zz", &[b'0'; 200]] {
+        assert_eq!(traceparent_text(wrong), None);
+    }
+}
+
+#[test]
+fn a_goim_frame_is_identical_to_goim_s() {
+    let payload = payload(Dialect::Goim, 5, &Bytes::from_static(b"hi"));
+    let frame = b"\0\0\0\x12\0\x10\0\x01\0\0\0\x05\0\0\0\0hi";
+    assert_eq!(&payload.unary().frame[..], frame);
+    assert_eq!(payload.frame_len(), frame.len());
+    let request = Dialect::Goim.request(&CallTarget::Room("r".into()), &payload);
+    let proto = goim::Proto { ver: 1, op: 9, seq: 0, body: Bytes::from_static(frame) };
+    let expected = goim::BroadcastRoomReq { room_id: "r".into(), proto: Some(proto) };
+    assert_eq!(request.body.message(), expected.encode_to_vec());
+    assert_eq!(request.path, "/goim.comet.Comet/BroadcastRoom");
+}
+
+#[test]
+fn the_calls_of_a_large_message_share_its_bytes() {
+    let payload = payload(Dialect::Goim, 5, &vec![b'x'; SHARED_FROM].into());
+    let targets = [
+        CallTarget::Room("r".into()),
+        CallTarget::Room("other".into()),
+        CallTarget::Connections(vec!["c".into()]),
+        CallTarget::Everyone { speed: 1 },
+    ];
+    for target in targets {
+        let request = Dialect::Goim.request(&target, &payload);
+        assert_eq!(request.body.0[1].as_ptr(), payload.unary().proto.as_ptr(), "{target:?}");
+    }
+}
+
+#[test]
+fn merged_frames_are_concatenated() {
+    let of = |text: &'static str| payload(Dialect::Goim, 4, &Bytes::from_static(text.as_bytes()));
+    let (a, b) = (of("a"), of("bc"));
+    let request = Dialect::Goim.merged(&"r".into(), [&a, &b].into_iter());
+    let decoded = goim::BroadcastRoomReq::decode(request.body.message()).expect("decodes");
+    let proto = decoded.proto.expect("a proto");
+    assert_eq!((proto.op, proto.body), (9, [&a.unary().frame[..], &b.unary().frame[..]].concat().into()));
+}
+
+#[test]
+fn a_payload_serves_any_room_and_id() {
+    let payload = payload(Dialect::Chatroom, 1, &Bytes::from_static(b"x"));
+    for name in ["one", "two", "one"] {
+        let request = Dialect::Chatroom.request(&CallTarget::Room(name.into()), &payload);
+        assert_eq!(goim::BroadcastRoomReq::decode(request.body.message()).expect("decodes").room_id, name);
+        assert_eq!(payload.metadata(&name.into()).expect("ASCII"), name);
+    }
+    assert!(payload.metadata(&"line\nbreak".into()).is_none());
+}
+
+proptest! {
+    /// Against the generated types: the same bytes in every case.
+    #[test]
+    fn requests_are_what_prost_would_write(
+        operation: i32, speed: i32, body in proptest::collection::vec(any::<u8>(), 0..300),
+        times in prop_oneof![Just(1), Just(200)],
+        keys in proptest::collection::vec("[a-z0-9]{0,200}", 0..5)
+    ) {
+        let body = Bytes::from(body.repeat(times));
+        let payload = payload(Dialect::Chatroom, operation, &body);
+        prop_assert!(payload.len() >= payload.unary().proto.len());
+        let encode = |target: CallTarget| Dialect::Chatroom.request(&target, &payload).body.message();
+        let proto = Some(goim::Proto { ver: 1, op: operation, seq: 0, body });
+
+        let push = goim::PushMsgReq { keys: keys.clone(), proto: proto.clone(), proto_op: operation };
+        let ids = keys.iter().map(|key| key.as_str().into()).collect();
+        prop_assert_eq!(encode(CallTarget::Connections(ids)), push.encode_to_vec());
+
+        let everyone = goim::BroadcastReq { proto_op: operation, proto: proto.clone(), speed };
+        prop_assert_eq!(encode(CallTarget::Everyone { speed }), everyone.encode_to_vec());
+
+        let room_id = keys.first().cloned().unwrap_or_default();
+        let room = goim::BroadcastRoomReq { room_id: room_id.clone(), proto };
+        prop_assert_eq!(encode(CallTarget::Room(room_id.into())), room.encode_to_vec());
+    }
+}
