@@ -199,7 +199,7 @@ impl Actor {
         }
         let now = Instant::now();
         let is_streaming = self.streaming.live.is_some() && self.breaker.state() == BreakerState::Closed;
-        if is_streaming || self.streaming.holds(now) {
+        if is_streaming || self.streaming.holds(self.breaker.state(), now) {
             return None;
         }
         loop {

@@ -255,6 +255,10 @@ impl LiveStream {
         if self.phase == Phase::GoingAway && self.window.unsettled() == 0 {
             return Some(Over::Drained);
         }
+        if self.probe.is_some() && self.is_empty() {
+            // What probed the comet was cancelled.
+            return Some(Over::Drained);
+        }
         if self.waiting.front().is_some_and(|call| call.queued + delivery_timeout <= now) {
             return Some(Over::Stalled);
         }

@@ -9,6 +9,7 @@ use futures_util::future::BoxFuture;
 use super::call::Asks;
 use super::concurrency::ConcurrencyLimit;
 use super::live_stream::LiveStream;
+use crate::comets::breaker::BreakerState;
 use crate::comets::grpc::CallFailure;
 use crate::comets::proto::delivery::FromComet;
 use crate::comets::stream::open::{Offered, OpenStream, StreamNews};
@@ -90,9 +91,11 @@ impl Streaming {
         self.ask_again_at = Some(now + wait);
     }
 
-    /// Whether no attempt may start now.
-    pub(super) fn holds(&self, now: Instant) -> bool {
-        self.next.is_some() || self.held_until.is_some_and(|until| now < until)
+    /// Whether no attempt may start now. Behind a breaker that is not closed, calls fail instead of
+    /// waiting.
+    pub(super) fn holds(&self, breaker: BreakerState, now: Instant) -> bool {
+        let is_held = self.held_until.is_some_and(|until| now < until);
+        self.next.is_some() || (is_held && breaker == BreakerState::Closed)
     }
 
     /// When its next timer is due.

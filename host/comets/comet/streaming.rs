@@ -95,8 +95,11 @@ impl Actor {
         let mut live = LiveStream::new(stream, self.timing, self.with_ids, now);
         if self.breaker.state() != BreakerState::Closed {
             // One call probes the comet; the others fail while it does.
-            let Some(permit) = self.breaker.admit(now) else { return };
-            let Some(call) = self.ready.pop() else { return };
+            let permit = self.breaker.admit(now);
+            let Some((permit, call)) = permit.and_then(|permit| Some((permit, self.ready.pop()?))) else {
+                // The next one asks again.
+                return self.renew_channel();
+            };
             let (token, calls) = call.into_calls();
             live.probe(token, permit, calls);
         }
@@ -174,7 +177,9 @@ impl Actor {
             ChannelMode::Unary => self.streaming.is_unasked = false,
             ChannelMode::StreamNotServed => {}
         }
-        self.streaming.ask_later(Instant::now());
+        if self.streaming.ask_again_at.is_none() {
+            self.streaming.ask_later(Instant::now());
+        }
     }
 
     fn log_mode(&self, mode: ChannelMode) {

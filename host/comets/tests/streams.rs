@@ -416,3 +416,39 @@ async fn many_rooms_keep_their_order_when_a_stream_begins() {
         assert_eq!(ids, numbers(0..EACH), "room {room}");
     }
 }
+
+#[tokio::test]
+async fn a_probe_that_is_cancelled_lets_another_one_probe() {
+    let (comet, fleet) =
+        (FakeComet::start_streaming(), fleet(&Config { breaker_failures: 1, ..config() }, SHORT));
+    let handles = send(&fleet, &comet.address, 1);
+    let mut mute = comet.welcomed().await;
+    mute.messages(1).await;
+    assert!(matches!(outcomes(handles).await[..], [CallOutcome::Unreachable(_)]));
+    assert_eq!(fleet.status()[0].breaker, BreakerState::Open);
+    let probe =
+        |number: usize| fleet.send_now(request(&fleet, &comet.address, room("r"), "x", &number.to_string()));
+    // A probe waits for Welcome, and is cancelled meanwhile.
+    let (cancelled, stream) = loop {
+        let mut handle = probe(0);
+        tokio::select! {
+            stream = comet.stream() => break (handle, stream),
+            _ = &mut handle => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    };
+    drop(cancelled);
+    stream.welcome(Credit { messages: 10, bytes: 1000 });
+    let mut number = 0;
+    let (handle, mut stream) = loop {
+        number += 1;
+        let mut handle = probe(number);
+        tokio::select! {
+            stream = comet.welcomed() => break (handle, stream),
+            _ = &mut handle => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    };
+    assert_eq!(stream.messages(1).await.len(), 1);
+    stream.acknowledge(1);
+    assert_eq!(handle.await, CallOutcome::Acknowledged);
+    assert_eq!(fleet.status()[0].breaker, BreakerState::Closed);
+}
