@@ -339,7 +339,7 @@ mod tests {
                 let mut body = vec![b'.'; length];
                 body[at..at + 6].copy_from_slice(b"NEEDLE");
                 assert!(words.occur_in(&body), "at {at} of {length}");
-                assert_eq!(found(&words, &body), [at..at + 6]);
+                assert_eq!(found(&words, &body), vec![std::ops::Range { start: at, end: at + 6 }]);
             }
         }
     }
