@@ -74,7 +74,7 @@ impl World {
         before: Option<PathBuf>,
         quick: bool,
     ) -> anyhow::Result<Self> {
-        let binary = binary.map_or_else(built_beside, Ok)?;
+        let binary = binary.map_or_else(built_next_to_it, Ok)?;
         for binary in before.iter().chain([&binary]) {
             anyhow::ensure!(binary.exists(), "{} is missing; `make bench` builds it", binary.display());
         }
@@ -170,7 +170,7 @@ impl World {
 }
 
 /// The gateway's binary in the folder of this program, or in the one above.
-fn built_beside() -> anyhow::Result<PathBuf> {
+fn built_next_to_it() -> anyhow::Result<PathBuf> {
     let program = std::env::current_exe()?;
     let folder = program.ancestors().nth(2).context("this program has no folder")?;
     Ok(folder.join("halley"))

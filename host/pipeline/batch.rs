@@ -291,13 +291,17 @@ impl PartitionWorker {
         let since = Instant::now();
         let Pipeline { resolver, fleet, .. } = &*self.pipeline;
         let mut batch = CallBatch::new(fleet);
-        let every_comet = OnceCell::new();
+        let (mut every_comet, mut known_at) = (OnceCell::new(), batch.now());
         for PassedMessage { message, overrides, trail, pending } in passed {
             if let Some(why) = resolved.unreadable(&message) {
                 let reason = DeadLetterReason::new(Stage::Resolve, why);
                 let trace = MessageTrace::new(message, pending, trail, self.started);
                 self.dead_letter(trace, reason);
                 continue;
+            }
+            if known_at != batch.now() {
+                // After a wait, the comets may be others.
+                (every_comet, known_at) = (OnceCell::new(), batch.now());
             }
             let everyone = || &**every_comet.get_or_init(|| fleet.everyone());
             let address_of = |server: &str| fleet.address_of(server);
