@@ -3,197 +3,14 @@
 
 mod errors;
 mod names;
+mod plan;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-/// Every module may use these; they use no other module.
-const COMMON: [&str; 9] =
-    ["files", "telemetry", "panics", "stalls", "sync", "backoff", "expiring", "time", "blocking"];
-
-/// Each module with its allowed dependencies.
-const ALLOWED_DEPENDENCIES: &[(&str, &[&str])] = &[
-    ("message", &[]),
-    ("offsets", &[]),
-    ("membership", &["message"]),
-    ("decision", &["message"]),
-    ("digest", &[]),
-    ("files", &[]),
-    ("telemetry", &[]),
-    ("panics", &[]),
-    ("stalls", &[]),
-    ("sync", &[]),
-    ("backoff", &[]),
-    ("expiring", &[]),
-    ("time", &[]),
-    ("blocking", &[]),
-    ("kafka", &["message"]),
-    ("redis_client", &[]),
-    ("memory_guard", &[]),
-    ("sandbox", &[]),
-    ("consumer", &["message", "offsets", "kafka", "memory_guard"]),
-    ("wasm", &["message", "membership", "decision", "digest"]),
-    ("artifact", &["digest"]),
-    ("policy", &["message", "membership", "decision", "digest", "wasm", "artifact"]),
-    ("directory", &["message", "membership", "redis_client"]),
-    ("guard", &["message", "redis_client"]),
-    ("redrive_key", &["message", "redis_client"]),
-    ("shared_state", &["decision", "redis_client"]),
-    ("comets", &["message", "redis_client"]),
-    ("inbox", &["message", "decision", "kafka", "redis_client"]),
-    ("dead_letter", &["message", "decision", "kafka"]),
-    ("router", &["message", "membership", "decision"]),
-    (
-        "pipeline",
-        &[
-            "message",
-            "membership",
-            "decision",
-            "offsets",
-            "consumer",
-            "policy",
-            "directory",
-            "guard",
-            "shared_state",
-            "comets",
-            "inbox",
-            "dead_letter",
-            "redrive_key",
-            "router",
-            "memory_guard",
-        ],
-    ),
-    ("config", &["kafka", "redis_client", "pipeline", "comets", "inbox", "policy", "sandbox"]),
-    (
-        "gateway",
-        &[
-            "message",
-            "decision",
-            "config",
-            "kafka",
-            "memory_guard",
-            "redis_client",
-            "consumer",
-            "policy",
-            "directory",
-            "guard",
-            "shared_state",
-            "comets",
-            "inbox",
-            "dead_letter",
-            "redrive_key",
-            "router",
-            "pipeline",
-        ],
-    ),
-    (
-        "fuzzing",
-        &[
-            "message",
-            "kafka",
-            "redis_client",
-            "comets",
-            "wasm",
-            "artifact",
-            "directory",
-            "guard",
-            "inbox",
-            "dead_letter",
-            "admin",
-            "cli",
-        ],
-    ),
-    ("admin", &["message", "policy", "router", "config", "gateway"]),
-    (
-        "cli",
-        &[
-            "message",
-            "membership",
-            "decision",
-            "kafka",
-            "wasm",
-            "artifact",
-            "policy",
-            "directory",
-            "guard",
-            "comets",
-            "inbox",
-            "dead_letter",
-            "redrive_key",
-            "consumer",
-            "pipeline",
-            "config",
-            "gateway",
-            "admin",
-            "sandbox",
-        ],
-    ),
-];
-
-/// The parts of `policy` by path prefix (the first match counts), with the parts that they may use. A
-/// rollout and its candidate do not know sets and chains, and nothing depends on the operator's
-/// commands, which use all of them.
-const PARTS_OF_POLICY: &[(&str, &[&str])] = &[
-    ("rollout/operator", &["rollout/", "config", "entry", "plugin", "policies", "desired", "problem", "set"]),
-    ("rollout/mod", &[]),
-    ("rollout/", &["rollout/", "plugin"]),
-    ("on_error", &[]),
-    ("time_budget", &[]),
-    ("metrics", &[]),
-    ("config", &["config", "on_error", "rollout/config"]),
-    ("plugin", &["config", "rollout/config", "rollout/analysis", "rollout/quarantine"]),
-    ("filter_run", &["set"]),
-    (
-        "chain_entry/",
-        &["chain_entry/", "config", "on_error", "filter_run", "plugin", "rollout/", "time_budget"],
-    ),
-    ("entry", &["config", "chain_entry/", "plugin", "rollout/"]),
-    ("set", &["entry", "plugin"]),
-    ("chain", &["chain_entry/", "filter_run", "set"]),
-    ("problem", &["config"]),
-    ("desired", &["config", "rollout/candidate"]),
-    ("prepare", &["config", "desired", "entry", "plugin", "problem"]),
-    ("status", &["entry", "on_error", "problem", "rollout/candidate", "set"]),
-    (
-        "policies",
-        &[
-            "config",
-            "desired",
-            "entry",
-            "metrics",
-            "plugin",
-            "prepare",
-            "problem",
-            "rollout/quarantine",
-            "set",
-            "status",
-        ],
-    ),
-    ("watch/", &["config", "entry", "policies", "problem", "set", "watch/"]),
-];
-
-/// Crates whose types are confined to these modules.
-const CONFINED_CRATES: &[(&str, &[&str])] = &[
-    ("rdkafka", &["kafka", "consumer", "dead_letter"]),
-    ("redis", &["redis_client", "redrive_key", "directory", "guard", "shared_state", "inbox", "comets"]),
-    ("wasmtime", &["wasm"]),
-    ("wasmtime_wasi", &["wasm"]),
-    ("wit_component", &["wasm"]),
-    ("wasmparser", &["wasm"]),
-    ("wit_parser", &["wasm"]),
-    ("notify", &["policy"]),
-    ("oci_client", &["artifact"]),
-    ("ed25519_dalek", &["artifact"]),
-    ("tonic", &["comets", "cli"]),
-    ("axum", &["admin"]),
-    ("landlock", &["sandbox"]),
-    ("hyper", &["admin"]),
-    ("hyper_util", &["admin", "comets"]),
-    ("reqwest", &["cli", "comets", "artifact"]),
-    ("clap", &["cli", "telemetry"]),
-];
+use plan::{ALLOWED_DEPENDENCIES, COMMON, CONFINED_CRATES, PARTS_OF_POLICY};
 
 #[test]
 fn modules_depend_only_on_allowed_modules() {
@@ -214,7 +31,7 @@ fn modules_depend_only_on_allowed_modules() {
             }
         }
     }
-    assert!(strangers.is_empty(), "the plan in tests/layers.rs says otherwise:\n{strangers:#?}");
+    assert!(strangers.is_empty(), "tests/layers/plan.rs says otherwise:\n{strangers:#?}");
 }
 
 #[test]
@@ -289,7 +106,7 @@ fn the_parts_of_policy_know_only_whom_the_plan_allows() {
             }
         }
     }
-    assert!(strangers.is_empty(), "dependencies that tests/layers.rs does not allow:\n{strangers:#?}");
+    assert!(strangers.is_empty(), "dependencies that tests/layers/plan.rs does not allow:\n{strangers:#?}");
 }
 
 #[test]

@@ -135,8 +135,8 @@ impl ConfiguredPolicy {
                 .with_context(|| format!("cannot read {}", file.display()))?;
             return serde_json::from_str(&text).with_context(|| format!("{} is not JSON", file.display()));
         }
-        let beside = self.place.cases().ok().map(|file| cases::read(&file)).transpose()?;
-        Ok(beside.and_then(|cases| cases.config).unwrap_or_else(|| serde_json::json!({})))
+        let cases = self.place.cases().ok().map(|file| cases::read(&file)).transpose()?;
+        Ok(cases.and_then(|cases| cases.config).unwrap_or_else(|| serde_json::json!({})))
     }
 }
 
@@ -158,9 +158,9 @@ pub(super) fn put_in_place(folder: &Path, built: &Path) -> anyhow::Result<PathBu
             return Ok(());
         }
         fs::create_dir_all(folder.join(DIST))?;
-        let beside = folder.join(DIST).join(format!(".{}.new", name.display()));
-        fs::write(&beside, bytes)?;
-        fs::rename(beside, &place)
+        let staged = folder.join(DIST).join(format!(".{}.new", name.display()));
+        fs::write(&staged, bytes)?;
+        fs::rename(staged, &place)
     };
     put().with_context(|| format!("cannot write {}", place.display()))?;
     Ok(place)
