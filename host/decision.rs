@@ -115,6 +115,13 @@ pub enum AbsenceCause {
 }
 
 impl AbsenceCause {
+    /// The cause with this name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::NotOnline, Self::NoConnection, Self::CometUnreachable]
+            .into_iter()
+            .find(|cause| cause.as_str() == name)
+    }
+
     /// The cause's name in logs, metrics and records.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -27,8 +27,8 @@ pub use copy::{
 };
 pub use named_by::NamedBy;
 pub use names::{
-    ConnectionId, MESSAGE_ID, MessageId, ORIGIN_TOPIC, REDRIVE_COMETS, REDRIVE_USERS, RoomId, STAGE,
-    TRACEPARENT, UserId,
+    ConnectionId, MESSAGE_ID, MessageId, ORIGIN_TOPIC, REDRIVE_COMETS, REDRIVE_USERS, REPLAYED, RoomId,
+    STAGE, TRACEPARENT, UserId,
 };
 pub use proof::{ClaimedProof, PROOF, ProofContent, RedriveClaim, RedriveKey};
 pub use record::{Header, Origin, Record};

@@ -15,6 +15,7 @@ mod directory;
 mod examples_selftest;
 mod faults;
 mod fleet;
+mod inbox;
 mod languages;
 mod layers;
 mod peers_selftest;

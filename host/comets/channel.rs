@@ -25,7 +25,7 @@ use futures_util::future::{BoxFuture, Shared};
 use futures_util::stream::{FuturesUnordered, Stream as _};
 use h2::client::{Builder, SendRequest};
 use http::uri::{Authority, PathAndQuery};
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::sync::mpsc;
 use tonic::codegen::Service as _;
 
@@ -34,7 +34,7 @@ use super::coalesced::coalesced;
 use super::grpc::{CallFailure, classify_error, headers, read_status, request, status, uri};
 use super::stream::{self, open::Offered};
 use super::wire::{self, Body, Payload};
-use crate::message::{CometAddr, InvalidAddress, MESSAGE_ID, MessageId};
+use crate::message::{CometAddr, InvalidAddress, MESSAGE_ID, MessageId, REPLAYED};
 
 /// TCP keepalive detects a peer that vanished while the connection is idle: a probe after this long
 /// without traffic, then up to `TCP_KEEPALIVE_PROBES`, one per interval.
@@ -255,6 +255,9 @@ impl GrpcRequest {
         for (payload, id) in messages {
             if let Some(value) = payload.metadata(id) {
                 call.headers.append(MESSAGE_ID, value);
+            }
+            if payload.is_replayed() {
+                call.headers.insert(REPLAYED, HeaderValue::from_static("true"));
             }
         }
         call

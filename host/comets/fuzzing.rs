@@ -18,6 +18,7 @@ pub(crate) fn check(message: &Message) {
             body: &message.body,
             sent_ms: message.record.timestamp_ms.unwrap_or_default(),
             traceparent: message.record.header(TRACEPARENT),
+            replayed: false,
         };
         let payload = Payload::new(dialect, &content, None);
         if let Some(id) = payload.metadata(&message.id) {

@@ -68,6 +68,8 @@ pub struct Content<'a> {
     pub sent_ms: i64,
     /// The producer's W3C trace context, if there is one.
     pub traceparent: Option<&'a Bytes>,
+    /// Whether it comes from an inbox: its recipient may have it already.
+    pub replayed: bool,
 }
 
 #[derive(Debug)]
@@ -77,6 +79,7 @@ struct Encoded {
     body: Bytes,
     sent_ms: i64,
     traceparent: Option<Box<str>>,
+    replayed: bool,
     /// What unary calls carry.
     unary: OnceLock<UnaryContent>,
     /// The whole request for the first room; usually there is only one.
@@ -120,11 +123,21 @@ impl Payload {
 
     /// A message that holds these pending bytes.
     pub(super) fn new(dialect: Dialect, content: &Content<'_>, held: Option<PendingPermit>) -> Self {
-        let Content { operation, body, sent_ms, traceparent } = *content;
+        let Content { operation, body, sent_ms, traceparent, replayed } = *content;
         let traceparent = traceparent.and_then(|value| traceparent_text(value)).map(Box::from);
         let (body, unary, room, id) = (body.clone(), OnceLock::new(), OnceLock::new(), OnceLock::new());
-        let encoded =
-            Encoded { dialect, operation, body, sent_ms, traceparent, unary, room, id, _held: held };
+        let encoded = Encoded {
+            dialect,
+            operation,
+            body,
+            sent_ms,
+            traceparent,
+            replayed,
+            unary,
+            room,
+            id,
+            _held: held,
+        };
         Self(Arc::new(encoded))
     }
 
@@ -141,7 +154,7 @@ impl Payload {
         id: Option<&'a MessageId>,
         target: &'a CallTarget,
     ) -> Outgoing<'a> {
-        let Encoded { operation, body, sent_ms, traceparent, .. } = &*self.0;
+        let Encoded { operation, body, sent_ms, traceparent, replayed, .. } = &*self.0;
         Outgoing {
             seq,
             id: id.map_or("", MessageId::as_str),
@@ -150,7 +163,13 @@ impl Payload {
             body,
             sent_ms: *sent_ms,
             traceparent: traceparent.as_deref().unwrap_or_default(),
+            replayed: *replayed,
         }
+    }
+
+    /// Whether it comes from an inbox.
+    pub(super) fn is_replayed(&self) -> bool {
+        self.0.replayed
     }
 
     /// The size of the body in bytes.

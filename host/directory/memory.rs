@@ -76,6 +76,11 @@ impl MemoryDirectory {
         self.tables.lock().online.insert(user.into(), connection.into());
     }
 
+    /// The connection with which a user is registered as online.
+    pub fn connection_of(&self, user: &UserId) -> Option<ConnectionId> {
+        self.tables.lock().online.get(user).cloned()
+    }
+
     /// Registers a user as offline.
     pub fn offline(&self, user: &str) {
         self.tables.lock().online.remove(user);

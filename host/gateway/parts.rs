@@ -8,7 +8,7 @@ use crate::comets::{self, CometStore, Fleet, MemoryCometStore, ReadOnlyCometStor
 use crate::config::Config;
 use crate::directory::{self, Directory, MemoryDirectory, RedisDirectory};
 use crate::guard::{Guards, MemoryGuards, RedisGuards};
-use crate::inbox::{self, Inbox, MemoryInbox, RedisInbox};
+use crate::inbox::{self, Inbox, MemoryInbox, OnlineUsers, RedisInbox};
 use crate::pipeline::Resolver;
 use crate::policy::PluginConfig;
 use crate::redis_client::{self, RedisClient};
@@ -72,11 +72,15 @@ impl Storage {
     /// Everything in memory, with this directory.
     pub fn memory(directory: MemoryDirectory, config: &Config, registry: &mut Registry) -> Self {
         let inbox_metrics = inbox::Metrics::register(registry);
+        let online: OnlineUsers = {
+            let directory = directory.clone();
+            Box::new(move |user| directory.connection_of(user))
+        };
         Self {
             directory: Arc::new(directory),
             guards: Arc::new(MemoryGuards::new(MEMORY_GUARDS)),
             shared_state: Arc::new(MemorySharedState::new(MEMORY_VALUES)),
-            inbox: Arc::new(MemoryInbox::new(&config.offline, inbox_metrics)),
+            inbox: Arc::new(MemoryInbox::new(&config.offline, inbox_metrics, online)),
             comets: Arc::new(MemoryCometStore::default()),
             redrive_keys: Arc::new(MemoryRedriveKeys::default()),
             redis: None,

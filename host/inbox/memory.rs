@@ -6,19 +6,22 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 
 use super::{
-    Config, Inbox, InboxEntry, Metrics, NotStored, PartialStore, StoredMessage, Unavailable, now_ms,
+    Config, Inbox, InboxEntry, Metrics, PartialStore, Stored, StoredMessage, Unavailable, now_ms, returned,
 };
-use crate::message::UserId;
+use crate::message::{ConnectionId, UserId};
 
 /// Maximum number of inboxes; above it the oldest inbox is evicted.
 const MAX_USERS: usize = 100_000;
 
+/// The connection with which a user is registered as online.
+pub type OnlineUsers = Box<dyn Fn(&UserId) -> Option<ConnectionId> + Send + Sync>;
+
 /// Inboxes in memory, with a bounded number of users and of messages per user.
-#[derive(Debug)]
 pub struct MemoryInbox {
     config: Config,
     metrics: Metrics,
     table: Mutex<InboxTable>,
+    online: OnlineUsers,
 }
 
 #[derive(Debug, Default)]
@@ -29,27 +32,30 @@ struct InboxTable {
 }
 
 impl MemoryInbox {
-    /// Empty inboxes.
-    pub fn new(config: &Config, metrics: Metrics) -> Self {
-        Self { config: config.clone(), metrics, table: Mutex::default() }
+    /// Empty inboxes; `online` is asked for users who are back.
+    pub fn new(config: &Config, metrics: Metrics, online: OnlineUsers) -> Self {
+        Self { config: config.clone(), metrics, table: Mutex::default(), online }
     }
 }
 
 #[async_trait]
 impl Inbox for MemoryInbox {
-    async fn store(&self, entries: &[InboxEntry]) -> Result<Vec<NotStored>, PartialStore> {
+    async fn store(&self, entries: &[InboxEntry]) -> Result<Stored, PartialStore> {
         let now = now_ms();
         let mut table = self.table.lock();
         for entry in entries {
-            let kept = StoredMessage::new(&entry.message, now, self.config.retention(entry.retention));
+            let kept = StoredMessage::new(entry, now, self.config.retention(entry.retention));
             let inbox = table.inbox(&entry.user, MAX_USERS);
             inbox.push_back(kept);
             while inbox.len() > self.config.max_per_user {
                 inbox.pop_front();
             }
         }
+        drop(table);
         self.metrics.stored.inc_by(entries.len() as u64);
-        Ok(Vec::new())
+        let returned = returned(entries, |_, entry| (self.online)(&entry.user));
+        self.metrics.returned.inc_by(returned.len() as u64);
+        Ok(Stored { not_stored: Vec::new(), returned })
     }
 
     async fn read(&self, user: &UserId, limit: usize) -> Result<Vec<StoredMessage>, Unavailable> {

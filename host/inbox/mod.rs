@@ -29,12 +29,12 @@ use bytes::Bytes;
 use bytesize::ByteSize;
 use prometheus_client::metrics::counter::Counter;
 
-use crate::decision::{AbsentRecipient, Disposition, IdKind};
+use crate::decision::{AbsenceCause, AbsentRecipient, Disposition, IdKind};
 use crate::kafka::topic_problem;
-use crate::message::{Message, MessageId, RoomId, UserId};
+use crate::message::{ConnectionId, Message, MessageId, RoomId, UserId};
 pub use crate::redis_client::Unavailable;
 use crate::telemetry::metrics;
-pub use memory::MemoryInbox;
+pub use memory::{MemoryInbox, OnlineUsers};
 pub use notifier::Notifier;
 pub use queue::{InboxProblem, InboxQueue, InboxWriter, StoreResult};
 pub use redis::RedisInbox;
@@ -189,6 +189,8 @@ metrics! {
         stored: Counter = "halley_offline_stored";
         /// Messages for absent users that can never be stored, once per user.
         not_stored: Counter = "halley_offline_not_stored";
+        /// Users who were registered again when a message for them had been stored.
+        returned: Counter = "halley_offline_returned";
     }
 }
 
@@ -197,6 +199,11 @@ metrics! {
 pub struct InboxEntry {
     /// The owner of the inbox.
     pub user: UserId,
+    /// Why the user was not reached.
+    pub cause: AbsenceCause,
+    /// The connection over which the user was not reached although it is registered: the user is back
+    /// once another one is.
+    pub failed: Option<ConnectionId>,
     /// The message.
     pub message: Arc<Message>,
     /// How long it is kept; `None` is the configured retention, which is also the maximum.
@@ -212,11 +219,30 @@ pub struct NotStored {
     pub reason: String,
 }
 
+/// The result of a store that is complete.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stored {
+    /// The entries that can never be stored.
+    pub not_stored: Vec<NotStored>,
+    /// The users of stored entries who were registered again when their entry had been stored.
+    pub returned: Vec<Returned>,
+}
+
+/// A user who was registered again when an entry had been stored. The connection may have read the
+/// inbox before that, so the message has to be delivered over it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Returned {
+    /// The entry's index among the entries.
+    pub entry: usize,
+    /// The user's connection.
+    pub connection: ConnectionId,
+}
+
 /// The result of a store that is incomplete.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartialStore {
-    /// The entries that can never be stored.
-    pub not_stored: Vec<NotStored>,
+    /// The result for the entries that are done.
+    pub stored: Stored,
     /// The indexes of the entries to retry; all others are stored.
     pub left: Vec<usize>,
     /// The error.
@@ -238,17 +264,20 @@ pub struct StoredMessage {
     pub sent_ms: i64,
     /// When it expires, in milliseconds since 1970.
     pub expires_ms: i64,
+    /// Why the user was not reached; `None` for entries of versions that did not store it.
+    pub cause: Option<AbsenceCause>,
 }
 
 /// Stores messages for absent users.
 #[async_trait]
 pub trait Inbox: Send + Sync + 'static {
-    /// Stores all entries, in order. Returns those that can never be stored; all others are stored.
+    /// Stores all entries, in order, and then looks which of their users are registered as online:
+    /// whoever registers first and reads the inbox afterwards misses nothing.
     ///
     /// # Errors
     /// If the inbox cannot be used now, with the entries to retry. Some of those may have been
     /// stored; storing them again repeats them under the same message id.
-    async fn store(&self, entries: &[InboxEntry]) -> Result<Vec<NotStored>, PartialStore>;
+    async fn store(&self, entries: &[InboxEntry]) -> Result<Stored, PartialStore>;
 
     /// The oldest unexpired messages of a user, each id once, at most `limit`.
     ///
@@ -258,7 +287,8 @@ pub trait Inbox: Send + Sync + 'static {
 }
 
 impl StoredMessage {
-    fn new(message: &Message, stored_ms: i64, retention: Duration) -> Self {
+    fn new(entry: &InboxEntry, stored_ms: i64, retention: Duration) -> Self {
+        let message = &entry.message;
         let retention_ms = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
         Self {
             id: message.id.clone(),
@@ -267,8 +297,21 @@ impl StoredMessage {
             body: message.body.clone(),
             sent_ms: message.record.timestamp_ms.unwrap_or(stored_ms),
             expires_ms: stored_ms.saturating_add(retention_ms),
+            cause: Some(entry.cause),
         }
     }
+}
+
+/// Which entries' users are back, given the connection with which each is registered now.
+fn returned(
+    entries: &[InboxEntry],
+    online: impl Fn(usize, &InboxEntry) -> Option<ConnectionId>,
+) -> Vec<Returned> {
+    let of_entry = |(index, entry): (usize, &InboxEntry)| {
+        let connection = online(index, entry).filter(|online| entry.failed.as_ref() != Some(online))?;
+        Some(Returned { entry: index, connection })
+    };
+    entries.iter().enumerate().filter_map(of_entry).collect()
 }
 
 /// Milliseconds since 1970-01-01 UTC.

@@ -23,9 +23,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Config, Inbox, InboxEntry, NotStored, PartialStore, size};
+use super::{Config, Inbox, InboxEntry, NotStored, PartialStore, Returned, Stored, size};
 use crate::backoff::Backoff;
-use crate::message::UserId;
+use crate::message::{ConnectionId, UserId};
 
 /// Capacity of the queue, in entries.
 pub(super) const QUEUE_SLOTS: usize = 16_384;
@@ -57,6 +57,8 @@ pub struct StoreResult {
     pub refused: Vec<UserId>,
     /// Why the first of them was refused.
     pub reason: Option<String>,
+    /// Users who were registered again when their entry had been stored, with their connection.
+    pub returned: Vec<(UserId, ConnectionId)>,
 }
 
 /// The queue. Cheap to clone; clones share it.
@@ -197,9 +199,9 @@ impl<I: Inbox + ?Sized> InboxWriter<I> {
             }
             let begun = Instant::now();
             match self.inbox.store(&entries).await {
-                Ok(not_stored) => {
+                Ok(stored) => {
                     self.adapt_batch_size(entries.len(), begun.elapsed());
-                    complete_entries(&entries, &owners, &not_stored, &[]);
+                    complete_entries(&entries, &owners, stored, &[]);
                     self.succeeded();
                 }
                 Err(unfinished) => self.unfinished(entries, owners, unfinished).await,
@@ -266,8 +268,8 @@ impl<I: Inbox + ?Sized> InboxWriter<I> {
         owners: Vec<Arc<BatchOwner>>,
         unfinished: PartialStore,
     ) {
-        let PartialStore { not_stored, left, error } = unfinished;
-        complete_entries(&entries, &owners, &not_stored, &left);
+        let PartialStore { stored, left, error } = unfinished;
+        complete_entries(&entries, &owners, stored, &left);
         let has_moved = left.len() < entries.len();
         if error.is_slow() {
             self.size = (self.size / 4).max(1);
@@ -311,14 +313,12 @@ impl<I: Inbox + ?Sized> InboxWriter<I> {
 }
 
 /// Completes the entries that are not left. Indexes are in order.
-fn complete_entries(
-    entries: &[InboxEntry],
-    owners: &[Arc<BatchOwner>],
-    not_stored: &[NotStored],
-    left: &[usize],
-) {
-    for NotStored { entry, reason } in not_stored {
-        owners[*entry].refuse(&entries[*entry], reason);
+fn complete_entries(entries: &[InboxEntry], owners: &[Arc<BatchOwner>], stored: Stored, left: &[usize]) {
+    for NotStored { entry, reason } in stored.not_stored {
+        owners[entry].refuse(&entries[entry], &reason);
+    }
+    for Returned { entry, connection } in stored.returned {
+        owners[entry].stored.lock().returned.push((entries[entry].user.clone(), connection));
     }
     let mut left = left.iter().peekable();
     for (at, owner) in owners.iter().enumerate() {

@@ -11,9 +11,11 @@ use redis::{Cmd, Value};
 use tracing::warn;
 
 use super::{
-    Config, Inbox, InboxEntry, Metrics, NotStored, PartialStore, StoredMessage, Unavailable, now_ms,
+    Config, Inbox, InboxEntry, Metrics, NotStored, PartialStore, Stored, StoredMessage, Unavailable, now_ms,
+    returned,
 };
-use crate::message::UserId;
+use crate::decision::AbsenceCause;
+use crate::message::{ConnectionId, UserId};
 use crate::redis_client::{RedisClient, Refusal, elements, is_too_large, refusal, text};
 use crate::telemetry::LogThrottle;
 
@@ -28,8 +30,8 @@ const MAX_CLOCK_SKEW_MS: i64 = 3_600_000;
 const CLOCK_WARNING: Duration = Duration::from_secs(60);
 
 /// One stream `<prefix>inbox:{user}` per user, with the fields `id` (message id), `op` (operation),
-/// `room` (if any), `body` (unchanged), `ts` (when it was sent) and `expires`, both in milliseconds
-/// since 1970. The stream is trimmed to its maximum length (exactly) and age, and expires if nothing
+/// `room` (if any), `cause` (why the user was not reached), `body` (unchanged), `ts` (when it was sent)
+/// and `expires`, both in milliseconds since 1970. The stream is trimmed to its maximum length (exactly) and age, and expires if nothing
 /// is stored for the maximum retention.
 ///
 /// Readers have to skip expired entries and repeated `id`s: an entry whose connection breaks is
@@ -44,6 +46,7 @@ pub struct RedisInbox {
     /// Whether the ids of the last entries agreed with this process's clock.
     clocks_agree: Arc<AtomicBool>,
     clock_warning: Arc<LogThrottle>,
+    look_throttle: Arc<LogThrottle>,
 }
 
 impl RedisInbox {
@@ -56,6 +59,7 @@ impl RedisInbox {
             refused_throttle: Arc::new(LogThrottle::per_record()),
             clocks_agree: Arc::default(),
             clock_warning: Arc::new(LogThrottle::new(1, CLOCK_WARNING)),
+            look_throttle: Arc::new(LogThrottle::new(1, CLOCK_WARNING)),
         }
     }
 
@@ -73,7 +77,7 @@ impl RedisInbox {
         let mut users = HashSet::with_capacity(entries.len());
         for entry in entries {
             let key = self.key(&entry.user);
-            let kept = StoredMessage::new(&entry.message, now, self.config.retention(entry.retention));
+            let kept = StoredMessage::new(entry, now, self.config.retention(entry.retention));
             let is_first = users.insert(&entry.user);
             appends.push(AppendPosition { at: commands.len(), is_first });
             commands.push(append(&key, &kept, self.config.max_per_user));
@@ -134,6 +138,45 @@ impl RedisInbox {
         }
     }
 
+    /// Appends the look at who is online, where it runs after the entries are stored: a cluster runs
+    /// commands of different keys concurrently.
+    fn add_look(&self, commands: &mut Vec<Cmd>, entries: &[InboxEntry]) -> Option<usize> {
+        (!self.client.is_cluster() && !entries.is_empty()).then(|| {
+            commands.push(online_users(entries));
+            commands.len() - 1
+        })
+    }
+
+    /// The users' connections, in the order of the entries; `reply` is the look's, if it has one.
+    ///
+    /// # Errors
+    /// If Redis did not answer.
+    async fn online(
+        &self,
+        entries: &[InboxEntry],
+        reply: Option<Value>,
+    ) -> Result<Vec<Option<ConnectionId>>, Unavailable> {
+        let reply = match reply {
+            Some(reply) => reply,
+            None => {
+                let look = self.client.run_small("get_users_online", vec![online_users(entries)]).await?;
+                look.into_iter().next().unwrap_or_default()
+            }
+        };
+        if let Some(refusal) = refusal(&reply) {
+            if let Some(held_back) = self.look_throttle.admit() {
+                warn!(
+                    held_back,
+                    ?refusal,
+                    "cannot read `user:online:*` after storing: users who return at that moment get the message with the next replay only; allow MGET on these keys"
+                );
+            }
+            return Ok(Vec::new());
+        }
+        let connection = |value| text(value).filled().map(ConnectionId::from);
+        Ok(elements(reply).into_iter().map(connection).collect())
+    }
+
     fn report(&self, stored: usize, not_stored: &[NotStored]) {
         self.metrics.stored.inc_by(stored as u64);
         self.metrics.not_stored.inc_by(not_stored.len() as u64);
@@ -147,15 +190,17 @@ impl RedisInbox {
 
 #[async_trait]
 impl Inbox for RedisInbox {
-    async fn store(&self, entries: &[InboxEntry]) -> Result<Vec<NotStored>, PartialStore> {
+    async fn store(&self, entries: &[InboxEntry]) -> Result<Stored, PartialStore> {
         let (mut not_stored, mut left) = (Vec::new(), Vec::new());
         let now = now_ms();
-        let (commands, appends) = self.commands(entries, now);
+        let (mut commands, appends) = self.commands(entries, now);
+        let look = self.add_look(&mut commands, entries);
         let (replies, mut problem) = self.client.run_bulk("store_offline", commands).await;
         self.compare_clocks(now, &appends, &replies);
+        let mut stored = vec![false; entries.len()];
         for (index, (entry, append)) in entries.iter().zip(&appends).enumerate() {
             match self.outcome(entry, append, &replies) {
-                EntryOutcome::Stored => {}
+                EntryOutcome::Stored => stored[index] = true,
                 EntryOutcome::Rejected(reason) => not_stored.push(NotStored { entry: index, reason }),
                 EntryOutcome::Retry => left.push(index),
                 EntryOutcome::Denied(said) => {
@@ -164,10 +209,29 @@ impl Inbox for RedisInbox {
                 }
             }
         }
-        self.report(entries.len() - not_stored.len() - left.len(), &not_stored);
+        let mut online = Vec::new();
+        if stored.contains(&true) {
+            let look = look.and_then(|at| replies.get(at).cloned().flatten());
+            match self.online(entries, look).await {
+                Ok(users) => online = users,
+                // Without the look, a user who has just returned could miss an entry: all again.
+                Err(error) => {
+                    problem.get_or_insert(error);
+                    left =
+                        (0..entries.len()).filter(|index| stored[*index] || left.contains(index)).collect();
+                    stored.fill(false);
+                }
+            }
+        }
+        let count = stored.iter().filter(|stored| **stored).count();
+        self.report(count, &not_stored);
+        let connection = |index: usize| online.get(index).cloned().flatten().filter(|_| stored[index]);
+        let returned = returned(entries, |index, _| connection(index));
+        self.metrics.returned.inc_by(returned.len() as u64);
+        let stored = Stored { not_stored, returned };
         match problem {
-            Some(error) if !left.is_empty() => Err(PartialStore { not_stored, left, error }),
-            _ => Ok(not_stored),
+            Some(error) if !left.is_empty() => Err(PartialStore { stored, left, error }),
+            _ => Ok(stored),
         }
     }
 
@@ -227,7 +291,19 @@ fn append(key: &str, kept: &StoredMessage, max_per_user: usize) -> Cmd {
     if let Some(room) = &kept.room {
         command.arg("room").arg(room.as_str());
     }
+    if let Some(cause) = kept.cause {
+        command.arg("cause").arg(cause.as_str());
+    }
     command.arg("body").arg(&kept.body[..]).arg("ts").arg(kept.sent_ms).arg("expires").arg(kept.expires_ms);
+    command
+}
+
+/// Reads with which connections these users are registered: as comets write it.
+fn online_users(entries: &[InboxEntry]) -> Cmd {
+    let mut command = redis::cmd("MGET");
+    for entry in entries {
+        command.arg(format!("user:online:{}", entry.user));
+    }
     command
 }
 
@@ -240,7 +316,7 @@ fn page(key: &str, start: &str) -> Cmd {
 /// Parses the fields of an entry; `None` if Halley did not write it.
 pub(super) fn kept(fields: Value) -> Option<StoredMessage> {
     let (mut id, mut operation, mut room, mut body) = (None, None, None, None);
-    let (mut sent_ms, mut expires_ms) = (None, None);
+    let (mut sent_ms, mut expires_ms, mut cause) = (None, None, None);
     let mut values = elements(fields).into_iter();
     while let (Some(name), Some(value)) = (values.next(), values.next()) {
         match text(name).filled()?.as_str() {
@@ -249,6 +325,7 @@ pub(super) fn kept(fields: Value) -> Option<StoredMessage> {
             "room" => room = text(value).filled(),
             "op" => operation = text(value).filled()?.parse().ok(),
             "ts" => sent_ms = text(value).filled()?.parse().ok(),
+            "cause" => cause = text(value).filled().and_then(|cause| AbsenceCause::named(&cause)),
             "expires" => expires_ms = text(value).filled()?.parse().ok(),
             _ => {}
         }
@@ -260,6 +337,7 @@ pub(super) fn kept(fields: Value) -> Option<StoredMessage> {
         body: body?,
         sent_ms: sent_ms?,
         expires_ms: expires_ms?,
+        cause,
     })
 }
 

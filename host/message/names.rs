@@ -8,6 +8,10 @@ use std::sync::Arc;
 /// recognised as the message it was; see [`crate::message::PROOF`].
 pub const MESSAGE_ID: &str = "halley-message-id";
 
+/// The metadata of a gRPC call whose message comes from an inbox: `true`. Its recipient may have it
+/// already, under the same id.
+pub const REPLAYED: &str = "halley-replayed";
+
 /// The header of a record with the producer's trace context, as in W3C's Trace Context.
 pub const TRACEPARENT: &str = "traceparent";
 

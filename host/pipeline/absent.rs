@@ -13,7 +13,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 
 use crate::dead_letter::{DeadLetterReason, Stage};
-use crate::decision::{AbsentRecipient, Disposition, Effect, TrailEntry};
+use crate::decision::{AbsenceCause, AbsentRecipient, Disposition, Effect, TrailEntry};
 use crate::inbox::{InboxEntry, StoreResult};
 use crate::message::{Message, UserId};
 use crate::pipeline::delivery_task::DeliveryTask;
@@ -98,20 +98,17 @@ impl DeliveryTask {
                     Disposition::Notify { channel } => notify.push((&absent[at], channel)),
                 }
             }
-            let StoreResult { refused, reason } = self.notify(&message, &notify, &pending_outputs).await?;
+            let StoreResult { refused, reason, .. } =
+                self.notify(&message, &notify, &pending_outputs).await?;
             self.trace.counts.notified += notify.len() - refused.len();
             failed.add(refused, reason);
-            let entries = || {
-                store.iter().map(|(at, retention)| InboxEntry {
-                    user: absent[*at].user.clone(),
-                    message: Arc::clone(&message),
-                    retention: *retention,
-                })
-            };
+            let entries =
+                || store.iter().map(|(at, retention)| inbox_entry(&absent[*at], &message, *retention));
             let stored = self.store(store.len(), || entries().collect(), &pending_outputs).await?;
-            let StoreResult { refused, reason } = stored;
+            let StoreResult { refused, reason, returned } = stored;
             self.trace.counts.stored += store.len() - refused.len();
             failed.add(refused, reason);
+            self.hand_over(&message, &returned).await?;
         }
         drop(pending_outputs);
         self.trace.counts.failed += failed.users.len();
@@ -227,6 +224,18 @@ impl DeliveryTask {
         };
         retry_until_cancelled(self.hold(), StallStage::Notify, write).await
     }
+}
+
+/// What is stored for an absent user.
+fn inbox_entry(
+    absent: &AbsentRecipient,
+    message: &Arc<Message>,
+    retention: Option<std::time::Duration>,
+) -> InboxEntry {
+    // A user who was not online may return with the connection that the room still lists.
+    let failed = absent.connection.clone().filter(|_| absent.cause != AbsenceCause::NotOnline);
+    let (user, cause) = (absent.user.clone(), absent.cause);
+    InboxEntry { user, cause, failed, message: Arc::clone(message), retention }
 }
 
 /// Counts the entries and notifications of one message that are not queued yet. At zero, the next

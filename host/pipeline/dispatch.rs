@@ -38,6 +38,7 @@ pub(super) async fn dispatch(
         body: &message.body,
         sent_ms: message.record.timestamp_ms.unwrap_or_default(),
         traceparent: message.record.header(TRACEPARENT),
+        replayed: false,
     };
     let payload = match fleet.try_payload(&content) {
         Some(payload) => payload,

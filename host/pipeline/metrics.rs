@@ -13,7 +13,7 @@ use tracing::{debug, error, warn};
 
 use crate::dead_letter::{DeadLetterReason, Stage};
 use crate::message::Record;
-use crate::pipeline::outcome::{MessageOutcome, RecipientOutcome};
+use crate::pipeline::outcome::{HandOverOutcome, MessageOutcome, RecipientOutcome};
 use crate::pipeline::trace::MessageTrace;
 use crate::telemetry::{LogThrottle, label_enum, latency_histogram};
 
@@ -59,6 +59,11 @@ struct RecipientLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HandOverLabel {
+    outcome: HandOverOutcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DeadLetterLabel {
     stage: Stage,
 }
@@ -69,6 +74,7 @@ pub struct Metrics {
     stages: Family<TimedStageLabel, Histogram, fn() -> Histogram>,
     messages: Family<OutcomeLabel, Counter>,
     recipients: Family<RecipientLabel, Counter>,
+    handed_over: Family<HandOverLabel, Counter>,
     dead_letters: Family<DeadLetterLabel, Counter>,
     claims: Family<ProofLabel, Counter>,
     lines: Arc<LogThrottles>,
@@ -135,6 +141,7 @@ impl Metrics {
             stages,
             messages: Family::default(),
             recipients: Family::default(),
+            handed_over: Family::default(),
             dead_letters: Family::default(),
             claims: Family::default(),
             lines: Arc::new(lines),
@@ -146,6 +153,9 @@ impl Metrics {
         registry.register("halley_stage_duration_seconds", "Time in a stage", metrics.stages.clone());
         registry.register("halley_messages", "Settled messages by outcome", metrics.messages.clone());
         registry.register("halley_recipients", "Recipients by outcome", metrics.recipients.clone());
+        let help =
+            "Users who returned while a message was stored for them, by the outcome of its live delivery";
+        registry.register("halley_offline_handed_over", help, metrics.handed_over.clone());
         let help = "Records written to the dead-letter topic, by the stage that failed";
         registry.register("halley_dead_letters", help, metrics.dead_letters.clone());
         let help =
@@ -170,6 +180,9 @@ impl Metrics {
         }
         for proof in ProofStatus::ALL {
             drop(self.claims.get_or_create(&ProofLabel { proof }));
+        }
+        for outcome in HandOverOutcome::ALL {
+            drop(self.handed_over.get_or_create(&HandOverLabel { outcome }));
         }
         for stage in Stage::ALL {
             drop(self.dead_letters.get_or_create(&DeadLetterLabel { stage }));
@@ -212,6 +225,11 @@ impl Metrics {
         if count > 0 {
             self.recipients.get_or_create(&RecipientLabel { outcome }).inc_by(count as u64);
         }
+    }
+
+    /// Counts a user who returned while a message was stored.
+    pub(super) fn handed_over(&self, outcome: HandOverOutcome) {
+        self.handed_over.get_or_create(&HandOverLabel { outcome }).inc();
     }
 
     /// Counts a record that claims to be redriven, and logs some of those without a valid proof.

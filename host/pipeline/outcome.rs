@@ -37,3 +37,15 @@ label_enum! {
         Dropped = "dropped",
     }
 }
+
+label_enum! {
+    /// The outcome for a user who returned while a message was stored: of its live delivery.
+    pub(super) enum HandOverOutcome {
+        /// The message was delivered over the new connection as well.
+        Delivered = "delivered",
+        /// The user has gone again.
+        NotConnected = "not-connected",
+        /// The comet or the directory did not accept it: the next replay has it.
+        Failed = "failed",
+    }
+}

@@ -107,6 +107,26 @@ impl Resolver {
         Ok(self.regrouped(grouping))
     }
 
+    /// The connections with these ids, or of the users with these ids; one for each, in order.
+    ///
+    /// # Errors
+    /// When the directory is unreachable.
+    pub(super) async fn connections(
+        &self,
+        keys: &[Arc<str>],
+    ) -> Result<Vec<Option<Connection>>, Unavailable> {
+        let mut connections = Vec::with_capacity(keys.len());
+        for keys in keys.chunks(LOOKUP_CHUNK) {
+            let lookups: Vec<_> = keys.iter().cloned().map(Lookup::Key).collect();
+            let found = self.read(&lookups).await?.into_iter();
+            connections.extend(found.map(|found| match found {
+                DirectoryReply::Key(connection) => connection,
+                DirectoryReply::Room(_) | DirectoryReply::Unreadable(_) => None,
+            }));
+        }
+        Ok(connections)
+    }
+
     /// Looks up what one message needs, without the cache.
     pub(super) async fn resolve_uncached(
         &self,

@@ -111,6 +111,11 @@ impl RedisClient {
         &self.0.prefix
     }
 
+    /// Whether commands of one call may run concurrently, on different nodes.
+    pub fn is_cluster(&self) -> bool {
+        self.0.bulk.is_cluster()
+    }
+
     /// The address of Redis without credentials, for messages and logs.
     pub fn endpoint(&self) -> &str {
         &self.0.endpoint

@@ -51,6 +51,10 @@ impl Transport {
         Ok(Self { endpoint, kind, health })
     }
 
+    pub(super) fn is_cluster(&self) -> bool {
+        matches!(self.kind, Backend::Cluster(_))
+    }
+
     /// Changes whenever another server may answer.
     pub(super) fn epoch(&self) -> u64 {
         match &self.kind {

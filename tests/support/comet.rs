@@ -70,6 +70,8 @@ pub struct Call {
     pub proto: Option<Packet>,
     /// The entries of `halley-message-id`, in order.
     pub messages: Vec<String>,
+    /// Whether it was marked as coming from an inbox.
+    pub replayed: bool,
     /// When it arrived.
     pub at: Instant,
     /// Whether it was answered with an error: no client received it.

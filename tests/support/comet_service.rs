@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use halley::comets::proto::{chatroom, goim};
+use halley::message::REPLAYED;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
 use tonic::{Request, Response, Status};
@@ -40,10 +41,11 @@ macro_rules! implement {
                 request: Request<$dialect::PushMsgReq>,
             ) -> Result<Response<$dialect::PushMsgReply>, Status> {
                 let (messages, at) = (message_ids(request.metadata()), Instant::now());
+                let replayed = request.metadata().contains_key(REPLAYED);
                 let request = request.into_inner();
                 let (to, proto_op) = (To::Keys(request.keys), request.proto_op);
                 let proto = request.proto.map(Packet::from);
-                self.0.answer(Call { to, proto_op, proto, messages, at, refused: false }).await?;
+                self.0.answer(Call { to, proto_op, proto, messages, at, replayed, refused: false }).await?;
                 Ok(Response::new($dialect::PushMsgReply {}))
             }
 
@@ -52,10 +54,11 @@ macro_rules! implement {
                 request: Request<$dialect::BroadcastReq>,
             ) -> Result<Response<$dialect::BroadcastReply>, Status> {
                 let (messages, at) = (message_ids(request.metadata()), Instant::now());
+                let replayed = request.metadata().contains_key(REPLAYED);
                 let request = request.into_inner();
                 let (to, proto_op) = (To::Everyone { speed: request.speed }, request.proto_op);
                 let proto = request.proto.map(Packet::from);
-                self.0.answer(Call { to, proto_op, proto, messages, at, refused: false }).await?;
+                self.0.answer(Call { to, proto_op, proto, messages, at, replayed, refused: false }).await?;
                 Ok(Response::new($dialect::BroadcastReply {}))
             }
 
@@ -64,10 +67,11 @@ macro_rules! implement {
                 request: Request<$dialect::BroadcastRoomReq>,
             ) -> Result<Response<$dialect::BroadcastRoomReply>, Status> {
                 let (messages, at) = (message_ids(request.metadata()), Instant::now());
+                let replayed = request.metadata().contains_key(REPLAYED);
                 let request = request.into_inner();
                 let (to, proto_op) = (To::Room(request.room_id), 0);
                 let proto = request.proto.map(Packet::from);
-                self.0.answer(Call { to, proto_op, proto, messages, at, refused: false }).await?;
+                self.0.answer(Call { to, proto_op, proto, messages, at, replayed, refused: false }).await?;
                 Ok(Response::new($dialect::BroadcastRoomReply {}))
             }
 
@@ -76,8 +80,17 @@ macro_rules! implement {
                 request: Request<$dialect::RoomsReq>,
             ) -> Result<Response<$dialect::RoomsReply>, Status> {
                 let (messages, at) = (message_ids(request.metadata()), Instant::now());
+                let replayed = request.metadata().contains_key(REPLAYED);
                 self.0
-                    .answer(Call { to: To::Rooms, proto_op: 0, proto: None, messages, at, refused: false })
+                    .answer(Call {
+                        to: To::Rooms,
+                        proto_op: 0,
+                        proto: None,
+                        messages,
+                        at,
+                        replayed,
+                        refused: false,
+                    })
                     .await?;
                 Ok(Response::new($dialect::RoomsReply { rooms: Default::default() }))
             }

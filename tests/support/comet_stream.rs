@@ -214,7 +214,8 @@ fn call(message: Message) -> Call {
         None => panic!("a message without an audience"),
     };
     let (messages, at) = (vec![message.id], Instant::now());
-    Call { to, proto_op: message.operation, proto: Some(proto), messages, at, refused: false }
+    let replayed = message.replayed;
+    Call { to, proto_op: message.operation, proto: Some(proto), messages, at, replayed, refused: false }
 }
 
 /// The statuses that a retry does not change.

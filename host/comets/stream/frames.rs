@@ -35,6 +35,7 @@ const EVERYONE: u8 = 0x2a;
 const OPERATION: u8 = 0x30;
 const BODY: u8 = 0x3a;
 const SENT_MS: u8 = 0x40;
+const REPLAYED: u8 = 0x48;
 const TRACEPARENT: u8 = 0x52;
 /// `Connections.ids` and `Everyone.speed`.
 const IDS: u8 = 0x0a;
@@ -51,6 +52,7 @@ pub(in crate::comets) struct Outgoing<'a> {
     pub(in crate::comets) body: &'a Bytes,
     pub(in crate::comets) sent_ms: i64,
     pub(in crate::comets) traceparent: &'a str,
+    pub(in crate::comets) replayed: bool,
 }
 
 /// Writes messages into batches.
@@ -115,6 +117,7 @@ impl Outgoing<'_> {
             + audience.len()
             + int_len(i64::from(self.operation) as u64)
             + int_len(self.sent_ms as u64)
+            + int_len(u64::from(self.replayed))
             + text_len(self.traceparent)
             + body
     }
@@ -126,6 +129,7 @@ impl Outgoing<'_> {
         audience.write(buffer);
         put_int(OPERATION, i64::from(self.operation) as u64, buffer);
         put_int(SENT_MS, self.sent_ms as u64, buffer);
+        put_int(REPLAYED, u64::from(self.replayed), buffer);
         put_text(TRACEPARENT, self.traceparent, buffer);
         if !self.body.is_empty() {
             buffer.put_u8(BODY);
@@ -336,7 +340,7 @@ mod tests {
             operation: outgoing.operation,
             body: outgoing.body.clone(),
             sent_ms: outgoing.sent_ms,
-            replayed: false,
+            replayed: outgoing.replayed,
             traceparent: outgoing.traceparent.to_owned(),
         }
     }
@@ -362,6 +366,7 @@ mod tests {
             let bodies: Vec<Bytes> = parts.iter().map(|part| vec![b'x'; part.4 * part.5].into()).collect();
             let all: Vec<Outgoing<'_>> = (1..).zip(parts.iter().zip(&bodies)).map(|(seq, (part, body))| Outgoing {
                 seq, id: &part.3, target: &part.0, operation: part.1, body, sent_ms: part.2, traceparent: &part.3,
+                replayed: part.2 % 2 == 0,
             }).collect();
             let (mut writer, mut seen) = (BatchWriter::default(), Vec::new());
             for outgoing in &all {
@@ -417,6 +422,7 @@ mod tests {
             body: &body,
             sent_ms: 0,
             traceparent: "",
+            replayed: false,
         };
         writer.push(&outgoing);
         assert!(writer.is_full());

@@ -300,8 +300,9 @@ async fn bytes_that_wait_for_comets_are_bounded_over_all_of_them() {
     let alive = FakeComet::start();
     let body = bytes::Bytes::from(vec![b'x'; 90 * 1024]);
     let send = async |comet: &CometAddr| {
-        let payload =
-            fleet.payload(&Content { operation: 5, body: &body, sent_ms: 0, traceparent: None }).await;
+        let payload = fleet
+            .payload(&Content { operation: 5, body: &body, sent_ms: 0, traceparent: None, replayed: false })
+            .await;
         let target = CallTarget::Room("a".into());
         let (reply, handle) = handle();
         let sent = fleet.try_send(CallRequest {

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use prost::Message as _;
 
 fn payload(dialect: Dialect, operation: i32, body: &Bytes) -> Payload {
-    Payload::new(dialect, &Content { operation, body, sent_ms: 0, traceparent: None }, None)
+    Payload::new(dialect, &Content { operation, body, sent_ms: 0, traceparent: None, replayed: false }, None)
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::*;
 use crate::message::UserId;
 
 /// The inbox's reaction to one pipeline.
-type InboxScript = Box<dyn FnMut(&[InboxEntry]) -> Result<Vec<NotStored>, PartialStore> + Send>;
+type InboxScript = Box<dyn FnMut(&[InboxEntry]) -> Result<Stored, PartialStore> + Send>;
 
 /// Records what is stored and reacts as scripted.
 struct ScriptedInbox {
@@ -22,7 +22,7 @@ struct ScriptedInbox {
 
 #[async_trait]
 impl Inbox for ScriptedInbox {
-    async fn store(&self, entries: &[InboxEntry]) -> Result<Vec<NotStored>, PartialStore> {
+    async fn store(&self, entries: &[InboxEntry]) -> Result<Stored, PartialStore> {
         let names =
             entries.iter().map(|entry| format!("{} {}", entry.user, entry.message.record.origin.offset));
         self.pipelines.lock().push(names.collect());
@@ -45,7 +45,7 @@ struct WriterHarness {
 impl WriterHarness {
     fn new(
         store_timeout: Duration,
-        act: impl FnMut(&[InboxEntry]) -> Result<Vec<NotStored>, PartialStore> + Send + 'static,
+        act: impl FnMut(&[InboxEntry]) -> Result<Stored, PartialStore> + Send + 'static,
     ) -> Self {
         let inbox = Arc::new(ScriptedInbox { act: Mutex::new(Box::new(act)), pipelines: Mutex::default() });
         let config = Config { store_timeout, ..Config::default() };
@@ -79,7 +79,7 @@ fn full() -> Unavailable {
 
 #[tokio::test]
 async fn many_messages_share_pipelines_and_nothing_is_written_twice() {
-    let world = WriterHarness::new(HOUR, |_| Ok(Vec::new()));
+    let world = WriterHarness::new(HOUR, |_| Ok(Stored::default()));
     let message = |offset: i64| (0..200).map(move |user| entry(&format!("u{user}"), offset, None)).collect();
     // Few enough to be polled in order.
     let all = (0..25).map(|offset| world.store(message(offset)));
@@ -103,12 +103,23 @@ async fn the_writer_continues_where_redis_stopped() {
             never.filter(|at| *at < 10).map(|entry| NotStored { entry, reason: "spoilt".into() });
         let not_stored: Vec<_> = not_stored.into_iter().collect();
         if entries.len() <= 10 {
-            return Ok(not_stored);
+            return Ok(Stored { not_stored, returned: Vec::new() });
         }
-        Err(PartialStore { not_stored, left: (10..entries.len()).collect(), error: full() })
+        Err(PartialStore {
+            stored: Stored { not_stored, returned: Vec::new() },
+            left: (10..entries.len()).collect(),
+            error: full(),
+        })
     });
     let stored = world.store((0..95).map(|user| entry(&format!("u{user}"), 1, None)).collect()).await;
-    assert_eq!(stored, StoreResult { refused: vec![UserId::from("u13")], reason: Some("spoilt".into()) });
+    assert_eq!(
+        stored,
+        StoreResult {
+            refused: vec![UserId::from("u13")],
+            reason: Some("spoilt".into()),
+            returned: Vec::new()
+        }
+    );
     let pipelines = world.inbox.pipelines.lock();
     let taken: Vec<_> = pipelines.iter().flat_map(|pipeline| pipeline.iter().take(10)).collect();
     let expected: Vec<_> = (0..95).map(|user| format!("u{user} 1")).collect();
@@ -121,9 +132,9 @@ async fn a_pipeline_that_was_too_slow_was_too_large() {
         let error = Unavailable::simulated_timeout("store_offline");
         let left = (0..entries.len()).collect();
         if entries.len() > 5 {
-            Err(PartialStore { not_stored: Vec::new(), left, error })
+            Err(PartialStore { stored: Stored::default(), left, error })
         } else {
-            Ok(Vec::new())
+            Ok(Stored::default())
         }
     });
     let mut problem = world.queue.problem();
@@ -141,8 +152,8 @@ async fn a_long_refusal_is_given_up_and_retried() {
         let refuses = Arc::clone(&refuses);
         move |entries| {
             let left = (0..entries.len()).collect();
-            let refused = PartialStore { not_stored: Vec::new(), left, error: full() };
-            if refuses.load(Ordering::Relaxed) { Err(refused) } else { Ok(Vec::new()) }
+            let refused = PartialStore { stored: Stored::default(), left, error: full() };
+            if refuses.load(Ordering::Relaxed) { Err(refused) } else { Ok(Stored::default()) }
         }
     });
     let begun = tokio::time::Instant::now();
@@ -165,7 +176,7 @@ async fn a_long_refusal_is_given_up_and_retried() {
 
 #[tokio::test]
 async fn abandoned_entries_are_not_written() {
-    let world = WriterHarness::new(HOUR, |_| Ok(Vec::new()));
+    let world = WriterHarness::new(HOUR, |_| Ok(Stored::default()));
     let places = world.queue.places(1).await.expect("the writer runs");
     let mut abandoned = Box::pin(places.store(vec![entry("ann", 1, None)], || ()));
     assert!(futures_util::poll!(&mut abandoned).is_pending());
@@ -176,7 +187,7 @@ async fn abandoned_entries_are_not_written() {
 
 #[tokio::test]
 async fn the_queue_is_bounded() {
-    let world = WriterHarness::new(HOUR, |_| Ok(Vec::new()));
+    let world = WriterHarness::new(HOUR, |_| Ok(Stored::default()));
     let all = world.queue.places(QUEUE_SLOTS).await.expect("the writer runs");
     let one = world.queue.places(1);
     tokio::pin!(one);

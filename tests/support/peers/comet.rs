@@ -197,6 +197,7 @@ fn call(event: &Value) -> Option<Call> {
         proto: proto.map(Packet::from),
         messages: ids.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
         at: Instant::now(),
+        replayed: false,
         refused: false,
     })
 }

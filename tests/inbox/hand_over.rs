@@ -1,0 +1,59 @@
+//! A user who returns while a message is stored gets it live as well.
+
+use crate::support::comet::{FakeComet, Serves, To};
+use crate::support::gateway::{gateway, quoted};
+use crate::support::kafka::kafka;
+use crate::support::redis::Redis;
+
+/// The ids of the messages of a user's inbox.
+async fn stored_ids(redis: &Redis, user: &str) -> Vec<String> {
+    let ids = redis.stream(&format!("halley:inbox:{user}")).await.into_iter().map(|fields| {
+        let id = fields.into_iter().find(|(name, _)| name == "id").expect("an id");
+        String::from_utf8(id.1).expect("text")
+    });
+    ids.collect()
+}
+
+async fn returning_user(serves: Serves) {
+    let redis = Redis::start().await;
+    let comet = FakeComet::start_serving(crate::support::comet::Dialect::Chatroom, serves).await;
+    redis.join("lobby", "old", "ann", comet.address()).await;
+    redis.offline("ann").await;
+    let topic = kafka().topic("hand-over", 1).await;
+    // The room's route stays in the cache: it says that the user is away long after the return.
+    let settings = gateway(&topic).redis(&redis).set("routing.cache", "max_age", quoted("1h"));
+    let gateway = settings.start().await;
+    kafka().produce_room(&topic, "lobby", "while away").await;
+    gateway.wait_until_settled(&topic).await;
+    assert_eq!(comet.count(), 0);
+
+    redis.join("other", "new", "ann", comet.address()).await;
+    kafka().produce_room(&topic, "lobby", "just returned").await;
+    gateway.wait_until_settled(&topic).await;
+    let ids = stored_ids(&redis, "ann").await;
+    assert_eq!(ids.len(), 2, "both are in the inbox");
+    let calls = comet.wait_for(1).await;
+    assert_eq!(comet.deliveries(), [(To::Keys(vec!["new".into()]), 4, "just returned".to_owned())]);
+    assert_eq!((calls[0].messages.clone(), calls[0].replayed), (vec![ids[1].clone()], true), "the same id");
+    let handed_over = r#"halley_offline_handed_over_total{outcome="delivered"}"#;
+    assert_eq!(gateway.metric(handed_over).await, Some(1.0));
+    assert_eq!(gateway.metric("halley_offline_returned_total").await, Some(1.0));
+
+    // A comet that refuses holds nothing up: the inbox has the message.
+    comet.refuse("new", tonic::Code::InvalidArgument);
+    kafka().produce_room(&topic, "lobby", "refused").await;
+    gateway.wait_until_settled(&topic).await;
+    assert_eq!(stored_ids(&redis, "ann").await.len(), 3);
+    let failed = r#"halley_offline_handed_over_total{outcome="failed"}"#;
+    assert_eq!(gateway.metric(failed).await, Some(1.0));
+}
+
+#[tokio::test]
+async fn who_returns_while_it_is_stored_gets_it_live() {
+    returning_user(Serves::Calls).await;
+}
+
+#[tokio::test]
+async fn who_returns_gets_it_live_over_a_stream() {
+    returning_user(Serves::Streams).await;
+}

@@ -1,0 +1,3 @@
+//! What a user who was away gets: the hand-over, reading, replay and acknowledgement of inboxes.
+
+mod hand_over;
