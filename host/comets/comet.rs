@@ -9,6 +9,7 @@ mod concurrency;
 mod live_stream;
 mod parked;
 mod probe;
+mod queue_limit;
 mod stream_state;
 mod streaming;
 
@@ -27,7 +28,8 @@ use actor::Actor;
 #[derive(Debug)]
 pub(super) struct Comet {
     pub(super) state: Arc<CometState>,
-    inbox: mpsc::Sender<Vec<QueuedCall>>,
+    /// Bounded by the queue's slots, which the calls hold.
+    inbox: mpsc::UnboundedSender<Vec<QueuedCall>>,
     room: QueueCapacity,
 }
 
@@ -39,7 +41,7 @@ impl Comet {
         config: &Config,
         timing: CallTimeouts,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
-        let (sender, inbox) = mpsc::channel(config.queue);
+        let (sender, inbox) = mpsc::unbounded_channel();
         let room = QueueCapacity { messages: config.queue, bytes: config.share() };
         let actor = Actor::new(Arc::clone(&state), dialer, config, timing);
         (Self { state, inbox: sender, room }, actor.run(inbox))
@@ -71,10 +73,9 @@ impl Comet {
 
     /// Hands calls over to the comet's task.
     pub(super) fn hand_over(&self, calls: Vec<QueuedCall>) {
-        // The channel's capacity is the queue's, so it is never full. If the task is gone, the calls
-        // are dropped, which reports their outcomes.
+        // If the task is gone, the calls are dropped, which reports their outcomes.
         if !calls.is_empty() {
-            drop(self.inbox.try_send(calls));
+            drop(self.inbox.send(calls));
         }
     }
 

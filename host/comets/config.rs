@@ -59,8 +59,9 @@ pub struct Config {
     /// sent in one call. The first message and a full call are sent at once. 0 never waits.
     #[serde(with = "humantime_serde")]
     pub merge_window: Duration,
-    /// How many messages may wait for one comet. When the queue is full, later messages wait in their
-    /// partitions as long as the comet keeps up. A comet that accepts fewer than `queue` messages in
+    /// How many messages may wait for one comet; for a quick one more: what it accepts in a tenth of
+    /// `delivery.delivery_timeout`. When the queue is full, later messages wait in their partitions as
+    /// long as the comet keeps up. A comet that accepts fewer than `queue` messages in
     /// `delivery.delivery_timeout` does not keep up: calls that find its queue full are unreachable.
     pub queue: usize,
     /// How many bytes of messages may be pending, over all comets; one comet may use a quarter. At

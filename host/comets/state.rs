@@ -32,6 +32,8 @@ pub(super) struct CometState {
     pub(super) freed: Notify,
     /// Until when the comet counts as too slow, in milliseconds since `created_at`.
     slow_until: AtomicU64,
+    /// How many messages may wait because the comet is quick: see `comet::queue_limit`.
+    quick: AtomicUsize,
     /// The calls that are in flight.
     in_flight: AtomicUsize,
     /// The keys of messages that were given up and have no durable outcome yet.
@@ -69,6 +71,7 @@ impl CometState {
             bytes: Capacity::default(),
             freed: Notify::new(),
             slow_until: AtomicU64::new(0),
+            quick: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),
             held: Arc::default(),
             next_number: AtomicU64::new(0),
@@ -174,6 +177,7 @@ impl CometState {
     pub(super) fn note_slow(&self, delivery_timeout: Duration) {
         let until = (self.created_at.elapsed() + delivery_timeout).as_millis() as u64;
         self.slow_until.store(until, Ordering::Relaxed);
+        self.set_quick(0);
     }
 
     /// Whether the comet keeps up, so that a full queue is worth waiting for.
@@ -183,9 +187,18 @@ impl CometState {
         self.breaker_state() == BreakerState::Closed && !is_behind
     }
 
+    /// This many messages may wait, if that is more than configured.
+    pub(super) fn set_quick(&self, messages: usize) {
+        self.quick.store(messages, Ordering::Relaxed);
+    }
+
+    fn max_waiting(&self, room: QueueCapacity) -> usize {
+        room.messages.max(self.quick.load(Ordering::Relaxed))
+    }
+
     /// Takes room in the queue.
     pub(super) fn take(self: &Arc<Self>, bytes: usize, room: QueueCapacity) -> Option<QueueSlot> {
-        if !self.unsettled.take(1, room.messages) {
+        if !self.unsettled.take(1, self.max_waiting(room)) {
             return None;
         }
         if !self.bytes.take(bytes, room.bytes) {
@@ -237,7 +250,7 @@ impl Drop for QueueSlot {
         let bytes = state.bytes.release(self.bytes);
         let messages = state.unsettled.release(1);
         state.metrics.waiting.dec();
-        if messages <= room.messages / 2 && bytes <= room.bytes / 2 {
+        if messages <= state.max_waiting(room) / 2 && bytes <= room.bytes / 2 {
             state.freed.notify_waiters();
         }
     }

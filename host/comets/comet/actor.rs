@@ -23,6 +23,7 @@ use super::call::{
 use super::concurrency::ConcurrencyLimit;
 use super::parked::ParkedQueue;
 use super::probe::{HealthProbe, ProbeReply};
+use super::queue_limit::QueueLimit;
 use super::stream_state::{StreamEvent, Streaming};
 use crate::comets::breaker::{self, AttemptPermit, Breaker, BreakerChange, BreakerState};
 use crate::comets::channel::{CometClient, Dialer, Drivers};
@@ -58,6 +59,7 @@ pub(super) struct Actor {
     pub(super) timed_out: u32,
     pub(super) concurrency: ConcurrencyLimit,
     pub(super) calls_in_flight: usize,
+    queue_limit: QueueLimit,
     pub(super) probe: HealthProbe,
     pub(super) timing: CallTimeouts,
     pub(super) dialect: Dialect,
@@ -102,8 +104,13 @@ impl Actor {
             streaming: Streaming::new(config.delivery, timing),
             concurrency: ConcurrencyLimit::new(timing.request_timeout),
             calls_in_flight: 0,
-            probe: HealthProbe::new(config.breaker_open, timing.request_timeout),
+            queue_limit: QueueLimit::new(
+                timing.delivery_timeout,
+                state.metrics.success.get(),
+                Instant::now(),
+            ),
             active: ActiveGauge::new(state),
+            probe: HealthProbe::new(config.breaker_open, timing.request_timeout),
             timing,
             merges,
             dialect: config.dialect,
@@ -122,13 +129,14 @@ impl Actor {
     }
 
     /// Runs until all senders are gone and every call has its outcome.
-    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Vec<QueuedCall>>) {
+    pub(super) async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Vec<QueuedCall>>) {
         let (mut calls, mut probes) = (FuturesUnordered::new(), FuturesUnordered::new());
         let (mut arrived, mut answers) = (Vec::with_capacity(RECEIVE_BATCH), Vec::new());
         let mut open = true;
         let state = Arc::clone(&self.active.state);
         loop {
             self.stream(!open);
+            self.limit_queue();
             while let Some(attempt) = self.next_attempt() {
                 calls.push(attempt.run());
             }
@@ -172,6 +180,14 @@ impl Actor {
                 Next::Released => self.release_parked(),
                 Next::Nothing => return,
             }
+        }
+    }
+
+    /// Adapts the length of the queue to the comet's speed.
+    fn limit_queue(&mut self) {
+        let state = &self.active.state;
+        if let Some(messages) = self.queue_limit.update(state.metrics.success.get(), Instant::now()) {
+            state.set_quick(messages);
         }
     }
 
