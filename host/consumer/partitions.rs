@@ -1,5 +1,6 @@
 //! All assigned partitions.
 
+mod statistics;
 #[cfg(test)]
 mod tests;
 
@@ -8,15 +9,14 @@ use std::fmt::Display;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rdkafka::{Offset, Statistics, TopicPartitionList};
+use rdkafka::{Offset, TopicPartitionList};
 
 use crate::consumer::in_flight_limit::InFlightLimit;
 use crate::consumer::metadata::CommitMetadata;
-use crate::consumer::metrics::{Metrics, PartitionSnapshot};
+use crate::consumer::metrics::Metrics;
 use crate::consumer::partition::{AcceptOutcome, Fill, LogPosition, Partition};
 use crate::consumer::partition_key::{PartitionKey, add_offset};
 use crate::consumer::stream::PartitionStream;
-use crate::consumer::stuck_detector::FetchPosition;
 use crate::kafka::TopicId;
 use crate::memory_guard::MemoryGuard;
 use crate::message::Record;
@@ -354,44 +354,6 @@ impl Partitions {
 
     pub(super) fn clear(&mut self) {
         self.assigned.clear();
-    }
-
-    /// Takes librdkafka's statistics, once a second. Returns the fetch positions of the partitions
-    /// that are not paused.
-    pub(super) fn observe(&mut self, statistics: &Statistics) -> Vec<FetchPosition> {
-        let mut fetched = Vec::new();
-        for (key, partition) in &mut self.assigned {
-            let topic = statistics.topics.get(&*key.0);
-            let Some(found) = topic.and_then(|topic| topic.partitions.get(&key.1)) else { continue };
-            let end = if found.ls_offset >= 0 { found.ls_offset } else { found.hi_offset };
-            if end < 0 {
-                continue;
-            }
-            // Records held by open transactions count as lag: a hanging producer must show.
-            let last = found.hi_offset.max(end);
-            partition.set_log_range(found.lo_offset, last);
-            if partition.log_position() == LogPosition::Known && !partition.is_paused() {
-                fetched.push(FetchPosition { key: key.clone(), next: found.next_offset, end, last });
-            }
-        }
-        fetched
-    }
-
-    /// The current state of all partitions.
-    pub(super) fn snapshots(&self) -> Vec<PartitionSnapshot> {
-        let mut seen: Vec<_> = self
-            .assigned
-            .iter()
-            .map(|((topic, number), partition)| PartitionSnapshot {
-                topic: Arc::clone(topic),
-                partition: *number,
-                unsettled: partition.unsettled().records,
-                paused: partition.is_paused(),
-                lag: partition.lag(),
-            })
-            .collect();
-        seen.sort_by(|a, b| (&a.topic, a.partition).cmp(&(&b.topic, b.partition)));
-        seen
     }
 }
 
