@@ -38,6 +38,7 @@ pub(crate) async fn run(world: &mut World, arm: &Arm) -> anyhow::Result<Figures>
             Load::Live => live(world, scenario).await,
             Load::Lone => lone(world, scenario).await,
             Load::Held => held(world, scenario).await,
+            Load::Swaps => swaps(world, scenario).await,
         },
         Arm::Calls { comets, open } => {
             world.comets.reset(Duration::ZERO, false);
@@ -110,6 +111,60 @@ impl Sample {
             (Figure::MessagesPerSecond, messages / (end.at - self.at).as_secs_f64()),
         ])
     }
+}
+
+/// The interval over which throughput is compared.
+const TENTH: Duration = Duration::from_millis(100);
+
+/// Swaps policies while live messages flow, and counts what arrives in each tenth of a second.
+async fn swaps(world: &mut World, scenario: &Scenario) -> anyhow::Result<Figures> {
+    let (mut gateway, mut producer) = warm(world, scenario).await?;
+    let (sent, mut counts) = count_while_swapping(world, scenario, &gateway, &mut producer).await?;
+    producer.flush()?;
+    wait_for(world, &mut gateway, sent as u64).await?;
+    counts.sort_by(f64::total_cmp);
+    let per_second = |at: usize| counts.get(at).copied().unwrap_or(f64::NAN) / TENTH.as_secs_f64();
+    let mut figures = disorder(world);
+    figures
+        .extend([(Figure::WorstTenth, per_second(0)), (Figure::MedianTenth, per_second(counts.len() / 2))]);
+    Ok(figures)
+}
+
+/// Sends live messages until all swaps are done. Returns how many, and how many arrived in each tenth of a
+/// second.
+async fn count_while_swapping(
+    world: &World,
+    scenario: &Scenario,
+    gateway: &Gateway,
+    producer: &mut Producer,
+) -> anyhow::Result<(usize, Vec<f64>)> {
+    let swapping = async {
+        for number in 0..world.sizes.swaps {
+            gateway.swap(number).await?;
+        }
+        anyhow::Ok(())
+    };
+    let mut swapping = std::pin::pin!(swapping);
+    let (mut pace, mut tenths) = (interval(LIVE_PACE), interval(TENTH));
+    pace.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    let (mut sent, mut last, mut counts) = (0, None, Vec::new());
+    loop {
+        tokio::select! {
+            biased;
+            swapped = &mut swapping => break swapped?,
+            _ = tenths.tick() => {
+                let arrived = world.comets.messages();
+                counts.extend(last.replace(arrived).map(|last| (arrived - last) as f64));
+            }
+            _ = pace.tick() => {
+                producer.send(sent % scenario.rooms)?;
+                sent += 1;
+            }
+        }
+    }
+    // The first one may have begun before the messages.
+    counts.drain(..counts.len().min(1));
+    Ok((sent, counts))
 }
 
 /// Waits until the comets have received this many messages.

@@ -2,8 +2,8 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::path::Path;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
@@ -16,6 +16,8 @@ use crate::servers::{folder, free_port};
 pub(crate) struct Gateway {
     process: ChildProcess,
     admin: u16,
+    file: PathBuf,
+    configuration: String,
 }
 
 /// Around the gateway.
@@ -35,12 +37,13 @@ impl Gateway {
     pub(crate) fn start(binary: &Path, scenario: &Scenario, around: &Around<'_>) -> anyhow::Result<Self> {
         let (folder, admin) = (folder("gateway")?, free_port()?);
         let file = folder.path().join("halley.toml");
-        std::fs::write(&file, configuration(scenario, around, admin))?;
+        let configuration = configuration(scenario, around, admin);
+        std::fs::write(&file, &configuration)?;
         let args = ["run", "--config", &file.display().to_string()].map(str::to_owned);
         let binary = binary.display().to_string();
         let process = ChildProcess::start(&binary, &args, folder)
             .with_context(|| format!("{binary} cannot be started"))?;
-        Ok(Self { process, admin })
+        Ok(Self { process, admin, file, configuration })
     }
 
     /// Its CPU time so far.
@@ -76,6 +79,26 @@ impl Gateway {
         Ok(text.lines().filter_map(value).sum())
     }
 
+    /// Replaces its policies by others with the same effect, and waits until these are active.
+    ///
+    /// # Errors
+    /// When they are not within ten seconds.
+    pub(crate) async fn swap(&self, number: usize) -> anyhow::Result<()> {
+        const ACTIVE: &str = "halley_policy_generation";
+        let before = self.metric(ACTIVE)?;
+        // Another word.
+        let changed = self.configuration.replacen("forbidden0000", &format!("swapped{number:06}"), 1);
+        let aside = self.file.with_extension("new");
+        std::fs::write(&aside, changed)?;
+        std::fs::rename(&aside, &self.file)?;
+        let until = Instant::now() + Duration::from_secs(10);
+        while self.metric(ACTIVE)? <= before {
+            anyhow::ensure!(Instant::now() < until, "swap {number} is not active: {}", self.last_words());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
     /// Checks that it is running.
     ///
     /// # Errors
@@ -109,6 +132,7 @@ fn configuration(scenario: &Scenario, around: &Around<'_>, admin: u16) -> String
         ("comets", format!("dialect = \"{dialect}\"\nnodes = [{}]\n", comets.join(", "))),
         ("admin", format!("listen = \"127.0.0.1:{admin}\"\nsocket = \"off\"\n")),
         ("delivery", String::new()),
+        ("policies", String::new()),
     ];
     for (section, key, value) in scenario.settings {
         if let Some((_, text)) = sections.iter_mut().find(|(name, _)| name == section) {

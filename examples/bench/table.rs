@@ -100,10 +100,6 @@ pub(crate) fn print(rows: &[&Row], results: &Results, world: &World, rounds: usi
     }
     println!("| {} |\n|{}|", head.join(" | "), bars.join("|"));
     for row in rows {
-        if let Some(why) = row.missing {
-            let empty = " |".repeat(head.len() - 3);
-            println!("| {} | {} | not yet: {why} |{empty}", row.name, row.about);
-        }
         for line in row.lines {
             let mut cells = cells(row, line, &Outcome::of(row, line, results));
             if !has_before {
@@ -175,8 +171,6 @@ fn shown(figure: f64, unit: Unit) -> String {
 pub(crate) fn json(rows: &[&Row], results: &Results, world: &World, rounds: usize) -> Value {
     let lines = rows.iter().flat_map(|row| row.lines.iter().map(move |line| (*row, line)));
     let lines: Vec<Value> = lines.map(|(row, line)| line_json(row, line, results)).collect();
-    let missing = rows.iter().filter_map(|row| Some((row.name, row.missing?)));
-    let missing: BTreeMap<&str, &str> = missing.collect();
     let failures: Vec<Value> =
         results.failures.iter().map(|(row, why)| json!({ "row": row, "why": why })).collect();
     json!({
@@ -185,7 +179,6 @@ pub(crate) fn json(rows: &[&Row], results: &Results, world: &World, rounds: usiz
         "machine": machine(),
         "rounds": rounds,
         "lines": lines,
-        "missing": missing,
         "failures": failures,
     })
 }

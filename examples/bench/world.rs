@@ -29,14 +29,16 @@ pub(crate) struct Sizes {
     pub(crate) lone: usize,
     /// Messages in flight while memory is measured.
     pub(crate) held: usize,
+    /// Swaps of policies.
+    pub(crate) swaps: usize,
 }
 
 impl Sizes {
     fn new(quick: bool) -> Self {
         if quick {
-            Self { backlog: 40_000, calls: 40_000, live: 3_000, lone: 100, held: 20_000 }
+            Self { backlog: 40_000, calls: 40_000, live: 3_000, lone: 100, held: 20_000, swaps: 50 }
         } else {
-            Self { backlog: 200_000, calls: 200_000, live: 10_000, lone: 300, held: 50_000 }
+            Self { backlog: 200_000, calls: 200_000, live: 10_000, lone: 300, held: 50_000, swaps: 1_000 }
         }
     }
 }
