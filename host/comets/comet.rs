@@ -4,6 +4,7 @@
 mod active;
 mod actor;
 mod answers;
+mod breaker_change;
 mod call;
 mod concurrency;
 mod live_stream;
@@ -11,6 +12,7 @@ mod parked;
 mod probe;
 mod queue_limit;
 mod stream_state;
+mod stream_verdict;
 mod streaming;
 
 use std::sync::Arc;
@@ -87,12 +89,12 @@ impl Comet {
     /// Reports a call that found the queue full as unreachable.
     pub(super) fn full(&self, request: CallRequest, why: &str) {
         let CometState { metrics, address, .. } = &*self.state;
-        metrics.failed.inc();
+        metrics.failed.inc_by(request.run.len() as u64);
         let waiting = self.state.unsettled();
         let outcome =
             CallOutcome::Unreachable(format!("queue full: {waiting} messages wait for {address}, {why}"));
-        let hold = self.state.hold_behind_queue(&request.target, request.room.as_ref());
-        request.reply.tell(outcome, Some(hold));
+        let CallRequest { target, room, run, .. } = request;
+        run.tell(&outcome, |_| Some(self.state.hold_behind_queue(&target, room.as_ref())));
     }
 
     /// Whether its task has ended, which only a bug can cause.

@@ -6,14 +6,15 @@
 //!   BROADCASTs, and eviction. `node_list`: comets that an operator lists, resolved by DNS;
 //!   `discovery`: dynamic lists. `names`: server names. `store` and `sharing`: what all gateways
 //!   know. `status`: the view of the admin API. `access`: which addresses may be connected to.
-//! - `call_batch`: the calls of many messages on their way to the comets.
+//! - `message_run`: the messages of a room that travel together. `call_batch`: the calls of many messages
+//!   on their way to the comets.
 //! - `comet`: one comet's task. It owns the comet's order queues, breaker and channel.
 //!   `stream`: streamed delivery, where the comet serves it.
 //!   `queued_call`: a queued call, and the state that a comet's task shares with the fleet.
 //! - `order`, `breaker`, `retry`, `capacity`: pure kernels. `hold`: the order of messages that were
 //!   given up. `pending`: bytes over all comets.
 //!   `shortage`: files and ports that this process lacks.
-//! - `wire`: the encoding of calls in each dialect. `channel`: how calls are made. `coalesced`: many frames
+//! - `wire`: the encoding of calls in each dialect. `protobuf`: fields of messages. `channel`: how calls are made. `coalesced`: many frames
 //!   in one write.
 //!
 //! # Promises
@@ -32,7 +33,8 @@
 //! - While a comet's breaker is open, calls to it are [`CallOutcome::Unreachable`] at once.
 //!
 //! # Back-pressure
-//! Each comet has a queue of `queue` messages, limited to a quarter of the bytes that may be pending
+//! Each comet has a queue of `queue` messages, or of what it accepts in a tenth of `delivery_timeout` if
+//! that is more (`comet::queue_limit`). The queue is limited to a quarter of the bytes that may be pending
 //! for all comets together (`max_pending_bytes`). Three rules:
 //!
 //! 1. *The queue of a comet that keeps up is full:* [`Fleet::send`] waits for room. Reading a
@@ -66,6 +68,7 @@ pub(crate) mod fuzzing;
 mod grpc;
 mod hold;
 mod limits;
+mod message_run;
 mod metrics;
 #[cfg(test)]
 #[cfg(feature = "models")]
@@ -75,9 +78,11 @@ mod names;
 mod node_list;
 mod order;
 mod order_key;
+mod outcome;
 mod pending;
 mod probe;
 pub mod proto;
+mod protobuf;
 mod queued_call;
 mod request;
 mod retry;
@@ -98,10 +103,12 @@ pub use config::{Config, DeliveryMode};
 pub use discovery::Config as DiscoveryConfig;
 pub use fleet::Fleet;
 pub use hold::OrderHold;
+pub use message_run::{CallMessage, MessageRun, Run};
 pub use metrics::Metrics;
 pub use names::ServerNames;
+pub use outcome::{CallOutcome, Outcomes, PartialDelivery};
 pub use probe::probe;
-pub use request::{CallOutcome, CallRequest, CallTimeouts, Outcomes, PartialDelivery, ReplyTo};
+pub use request::{CallRequest, CallTimeouts};
 pub use source::{ChannelMode, Source};
 pub use status::{BroadcastReach, CometStatus};
 pub use store::{

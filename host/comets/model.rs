@@ -17,7 +17,7 @@ use shuttle::thread;
 
 use super::breaker::{Breaker, BreakerSettings, BreakerState};
 use super::capacity::Capacity;
-use super::order::{Keys, OrderQueues, OrderToken, Window};
+use super::order::{Keys, OrderQueues, OrderToken, Weight, Window};
 
 /// The number of interleavings.
 const RUNS: usize = 2_000;
@@ -102,7 +102,12 @@ fn deliver(inbox: &Receiver<CallRequest>, capacity: &Capacity) -> Vec<CallReques
     while open || !queues.is_empty() {
         // Waits only if nothing is in flight.
         match if in_flight.is_empty() { inbox.recv().ok() } else { inbox.try_recv().ok() } {
-            Some(request) => queues.push(keys_of(request.0), (request.0 > 0).then_some(1), request, now),
+            Some(request) => queues.push(
+                keys_of(request.0),
+                (request.0 > 0).then_some(Weight { items: 1, bytes: 1 }),
+                request,
+                now,
+            ),
             None if in_flight.is_empty() => open = false,
             None => {}
         }

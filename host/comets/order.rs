@@ -15,13 +15,18 @@
 
 #[cfg(test)]
 mod tests;
+mod window;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::hash::Hash;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use foldhash::fast::RandomState;
+
+pub(super) use window::{Weight, Window};
+
+use window::Deadline;
 
 /// How many parts of divided items are in flight at a time.
 const PARTS_AT_ONCE: usize = 8;
@@ -58,31 +63,6 @@ impl<K: Eq + Hash + Clone> Keys<K> {
     }
 }
 
-/// How items that merge gather.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Window {
-    /// How long to wait after the start of the previous item.
-    pub(super) time: Duration,
-    /// Windows end at multiples of this, so that those of many keys end together; zero for their exact
-    /// ends.
-    pub(super) grid: Duration,
-    /// The maximum number of items, and their maximum size, that are sent together. A full batch does
-    /// not wait.
-    pub(super) items: usize,
-    pub(super) bytes: usize,
-}
-
-impl Window {
-    /// When a window that begins now ends.
-    fn ends_after(&self, now: Instant, began: Instant) -> Instant {
-        let end = now + self.time;
-        let grid = self.grid.as_nanos();
-        let past = (end - began).as_nanos().checked_rem(grid).unwrap_or(0);
-        let rest = if past == 0 { 0 } else { grid - past };
-        end + Duration::from_nanos(u64::try_from(rest).unwrap_or(0))
-    }
-}
-
 /// The handle of an item in flight, which has to be finished.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct OrderToken(usize);
@@ -102,7 +82,7 @@ pub(super) struct OrderQueues<K, T> {
     /// Where the grid begins.
     began: Instant,
     /// When windows end.
-    windows: BinaryHeap<Reverse<Ending<K>>>,
+    windows: BinaryHeap<Reverse<Deadline<K>>>,
     /// Items in the queues, including the barrier.
     entered: usize,
     /// A barrier that waits or is in flight.
@@ -119,8 +99,19 @@ struct Queue {
     window_ends: Option<Instant>,
     /// Whether the first item waits for the window to end.
     is_held: bool,
-    /// Bytes of the waiting items that merge.
+    /// Of the waiting items that merge.
+    count: usize,
     bytes: usize,
+}
+
+impl Queue {
+    fn add(&mut self, weight: Weight) {
+        (self.count, self.bytes) = (self.count + weight.items, self.bytes + weight.bytes);
+    }
+
+    fn remove(&mut self, weight: Weight) {
+        (self.count, self.bytes) = (self.count - weight.items, self.bytes - weight.bytes);
+    }
 }
 
 #[derive(Debug)]
@@ -128,38 +119,12 @@ struct Slot<K, T> {
     keys: Keys<K>,
     /// In how many of its queues the item is first.
     heads: usize,
-    /// Its size, if it merges.
-    merges: Option<usize>,
+    /// Its weight, if it merges.
+    merges: Option<Weight>,
     /// Whether it is a part of one that was divided.
     is_part: bool,
     /// `None` once it has started.
     item: Option<T>,
-}
-
-#[derive(Debug)]
-struct Ending<K> {
-    at: Instant,
-    key: K,
-}
-
-impl<K> PartialEq for Ending<K> {
-    fn eq(&self, other: &Self) -> bool {
-        self.at == other.at
-    }
-}
-
-impl<K> Eq for Ending<K> {}
-
-impl<K> PartialOrd for Ending<K> {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl<K> Ord for Ending<K> {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.at.cmp(&other.at)
-    }
 }
 
 impl<K: Eq + Hash + Clone, T> OrderQueues<K, T> {
@@ -181,9 +146,9 @@ impl<K: Eq + Hash + Clone, T> OrderQueues<K, T> {
         }
     }
 
-    /// Puts an item behind all others of its keys. `merges` is the size of an item that merges, which
+    /// Puts an item behind all others of its keys. `merges` is the weight of an item that merges, which
     /// has one key.
-    pub(super) fn push(&mut self, keys: Keys<K>, merges: Option<usize>, item: T, now: Instant) {
+    pub(super) fn push(&mut self, keys: Keys<K>, merges: Option<Weight>, item: T, now: Instant) {
         let slot = Slot { keys, heads: 0, merges, is_part: false, item: Some(item) };
         let at = self.insert(slot);
         if self.barrier.is_some() {
@@ -266,7 +231,7 @@ impl<K: Eq + Hash + Clone, T> OrderQueues<K, T> {
             };
             slot.heads += usize::from(queue.items.is_empty());
             queue.items.push_back(at);
-            queue.bytes += slot.merges.unwrap_or(0);
+            slot.merges.into_iter().for_each(|weight| queue.add(weight));
         }
         if slot.heads == slot.keys.as_slice().len() {
             self.came_first(at, now);
@@ -292,7 +257,7 @@ impl<K: Eq + Hash + Clone, T> OrderQueues<K, T> {
     /// Ends the wait for a window if a full batch waits.
     fn start_if_full(&mut self, key: &K) {
         let Some(queue) = self.queues.get_mut(key).filter(|queue| queue.is_held) else { return };
-        let is_full = queue.items.len() >= self.window.items || queue.bytes >= self.window.bytes;
+        let is_full = queue.count >= self.window.items || queue.bytes >= self.window.bytes;
         if is_full || self.barrier.is_some() {
             queue.is_held = false;
             self.ready.extend(queue.items.front());
@@ -305,14 +270,14 @@ impl<K: Eq + Hash + Clone, T> OrderQueues<K, T> {
         let slot = self.slots[at].as_mut()?;
         self.parts_in_flight += usize::from(slot.is_part);
         let item = slot.item.take()?;
-        if let (Some(bytes), Keys::One(key)) = (slot.merges, &slot.keys)
+        if let (Some(weight), Keys::One(key)) = (slot.merges, &slot.keys)
             && let Some(queue) = self.queues.get_mut(key)
         {
-            queue.bytes -= bytes;
+            queue.remove(weight);
             if !self.window.time.is_zero() {
                 let ends = self.window.ends_after(now, self.began);
                 queue.window_ends = Some(ends);
-                self.windows.push(Reverse(Ending { at: ends, key: key.clone() }));
+                self.windows.push(Reverse(Deadline { at: ends, key: key.clone() }));
             }
         }
         Some((OrderToken(at), item))
@@ -336,12 +301,12 @@ impl<K: Eq + Hash + Clone, T> OrderQueues<K, T> {
         let queue = self.queues.get_mut(key)?;
         let at = *queue.items.get(1)?;
         let next = self.slots[at].as_ref()?;
-        let bytes = next.merges?;
+        let weight = next.merges?;
         if !next.item.as_ref().is_some_and(wanted) {
             return None;
         }
         queue.items.remove(1);
-        queue.bytes -= bytes;
+        queue.remove(weight);
         self.entered -= 1;
         self.free.push(at);
         self.slots[at].take()?.item
@@ -383,13 +348,13 @@ impl<K: Eq + Hash + Clone, T> OrderQueues<K, T> {
 
     /// When the next window ends.
     pub(super) fn wakes_at(&self) -> Option<Instant> {
-        self.windows.peek().map(|Reverse(ending)| ending.at)
+        self.windows.peek().map(|Reverse(deadline)| deadline.at)
     }
 
     /// Releases the items whose window is over.
     pub(super) fn wake(&mut self, now: Instant) {
         while self.wakes_at().is_some_and(|at| at <= now)
-            && let Some(Reverse(Ending { at, key })) = self.windows.pop()
+            && let Some(Reverse(Deadline { at, key })) = self.windows.pop()
         {
             let Some(queue) = self.queues.get_mut(&key) else { continue };
             if queue.window_ends != Some(at) {
@@ -407,7 +372,7 @@ impl<K: Eq + Hash + Clone, T> OrderQueues<K, T> {
 
     /// A barrier does not wait for windows.
     fn end_all_windows(&mut self) {
-        for Reverse(Ending { key, .. }) in std::mem::take(&mut self.windows) {
+        for Reverse(Deadline { key, .. }) in std::mem::take(&mut self.windows) {
             let Some(queue) = self.queues.get_mut(&key) else { continue };
             queue.window_ends = None;
             if std::mem::take(&mut queue.is_held) {

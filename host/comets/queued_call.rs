@@ -6,47 +6,52 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use super::message_run::{CallMessage, MessageRun};
 use super::order::Keys;
 use super::order_key::{OrderKey, keys_of};
-use super::request::{CallOutcome, CallRequest, PartialDelivery, ReplyTo};
+use super::outcome::{CallOutcome, PartialDelivery};
+use super::request::CallRequest;
 use super::state::{CometState, QueueCapacity, QueueSlot};
 use super::stream::frames::Outgoing;
 use super::wire::Payload;
-use crate::message::{CallTarget, ConnectionId, MessageId, RoomId};
+use crate::message::{CallTarget, ConnectionId, RoomId};
 
 /// The maximum number of calls for a message that a comet did not accept as a whole, unless one call
 /// per `CALLED_TOGETHER` connections is more. The connections left after them are unreachable.
 const MAX_CALLS: usize = 4096;
 const CALLED_TOGETHER: usize = 4;
 
-/// A queued call, or a part of one. Dropping it reports it as unreachable.
+/// A queued call, or a part of one: its messages, or some of the connections of its only one. Dropping
+/// it reports it as unreachable.
 #[derive(Debug)]
 pub(super) struct QueuedCall {
     pub(super) target: CallTarget,
     pub(super) room: Option<RoomId>,
-    pub(super) payload: Payload,
-    pub(super) message: MessageId,
+    run: MessageRun,
     pub(super) queued: Instant,
-    /// Numbers the calls to a comet in the order of their queueing; the parts of a call share its number.
+    /// Numbers the messages to a comet in the order of their queueing: the number of the first one.
     pub(super) number: u64,
     /// Why it has to be sent again, if it was sent by a stream that broke.
     pub(super) last_error: Option<Arc<str>>,
     /// Whether connections that need a call of their own have been split off.
     pub(super) is_divided: bool,
-    reply: OutcomeSink,
+    outcome: OutcomeSink,
 }
 
 /// Where the outcome goes.
 #[derive(Debug)]
 enum OutcomeSink {
-    Whole { outcome: ReplyTo, slot: QueueSlot },
+    /// To the messages; they have this room in the queue.
+    Run(QueueSlot),
+    /// To the call that this is a part of.
     Part(Arc<SplitCall>),
 }
 
 /// What the parts of one call share. The call's outcome is known when the last part has its own.
 #[derive(Debug)]
 struct SplitCall {
-    outcome: Option<ReplyTo>,
+    /// `None` once the outcome is reported.
+    run: Option<MessageRun>,
     slot: QueueSlot,
     room: Option<RoomId>,
     number: u64,
@@ -112,41 +117,35 @@ impl Drop for SplitCall {
     fn drop(&mut self) {
         let mut progress = std::mem::take(self.progress.get_mut());
         let given_up = std::mem::take(&mut progress.given_up);
-        // A reply that is dropped reports that no call is made.
-        let (Some(reply), Some(delivered)) = (self.outcome.take(), progress.outcome(self.connections)) else {
+        // A run that is dropped reports that no call is made.
+        let (Some(run), Some(delivered)) = (self.run.take(), progress.outcome(self.connections)) else {
             return;
         };
         // Those that were reached keep the room's order without it.
         let is_whole = matches!(delivered, CallOutcome::Unreachable(_)) && !given_up.is_empty();
         let room = self.room.take().filter(|_| is_whole);
-        let held = room
-            .map(OrderKey::Room)
-            .into_iter()
-            .chain(given_up.into_iter().map(OrderKey::Connection))
-            .collect();
-        send_outcome(reply, delivered, &self.slot.state, Some((held, self.number)));
+        let given_up = given_up.into_iter().map(OrderKey::Connection);
+        let held: Vec<_> = room.map(OrderKey::Room).into_iter().chain(given_up).collect();
+        report(run, &delivered, &self.slot.state, Some((&held, self.number)));
     }
 }
 
-/// Reports the outcome of a call, and counts it. Holds these keys for calls after this number.
-fn send_outcome(
-    reply: ReplyTo,
-    delivered: CallOutcome,
-    state: &CometState,
-    holds: Option<(Vec<OrderKey>, u64)>,
-) {
-    match &delivered {
+/// Reports the outcome of messages, and counts it. Holds these keys for messages after each of them,
+/// the first of which has this number.
+fn report(run: MessageRun, delivered: &CallOutcome, state: &CometState, holds: Option<(&[OrderKey], u64)>) {
+    let counter = match delivered {
         CallOutcome::Acknowledged | CallOutcome::Partial(_) | CallOutcome::NobodyThere => {
-            state.metrics.success.inc()
+            &state.metrics.success
         }
-        CallOutcome::Unreachable(_) | CallOutcome::Refused(_) => state.metrics.failed.inc(),
+        CallOutcome::Unreachable(_) | CallOutcome::Refused(_) => &state.metrics.failed,
     };
-    let hold = holds.filter(|(keys, _)| !keys.is_empty()).map(|(keys, number)| state.held.hold(keys, number));
-    reply.tell(delivered, hold);
+    counter.inc_by(run.len() as u64);
+    let holds = holds.filter(|(keys, _)| !keys.is_empty());
+    run.tell(delivered, |at| holds.map(|(keys, first)| state.held.hold(keys.to_vec(), first + at as u64)));
 }
 
 impl QueuedCall {
-    /// Takes a slot in the comet's queue.
+    /// Takes room in the comet's queue.
     ///
     /// # Errors
     /// With the request if the queue is full.
@@ -156,19 +155,61 @@ impl QueuedCall {
         room: QueueCapacity,
         now: Instant,
     ) -> Result<Self, CallRequest> {
-        let Some(slot) = state.take(request.cost(), room) else { return Err(request) };
-        let CallRequest { target, room, payload, message, reply, .. } = request;
+        let count = request.run.len();
+        let Some(slot) = state.take(count, request.cost(), room) else { return Err(request) };
+        let CallRequest { target, room, run, .. } = request;
         Ok(Self {
             target,
             room,
-            payload,
-            message,
+            run,
             queued: now,
-            number: state.next_number.fetch_add(1, Ordering::Relaxed),
+            number: state.next_number.fetch_add(count as u64, Ordering::Relaxed),
             last_error: None,
             is_divided: false,
-            reply: OutcomeSink::Whole { outcome: reply, slot },
+            outcome: OutcomeSink::Run(slot),
         })
+    }
+
+    /// Its messages; several only if it is for a room.
+    pub(super) fn messages(&self) -> &[CallMessage] {
+        self.run.messages()
+    }
+
+    /// How many messages it has.
+    pub(super) fn len(&self) -> usize {
+        self.run.len()
+    }
+
+    /// The content of its first message.
+    pub(super) fn payload(&self) -> &Payload {
+        &self.run.first().payload
+    }
+
+    /// The size of its messages where they are merged.
+    pub(super) fn merge_size(&self) -> usize {
+        self.run.merge_size()
+    }
+
+    /// Calls with one of its messages each.
+    pub(super) fn into_singles(mut self) -> impl Iterator<Item = Self> {
+        let mut firsts = Vec::new();
+        while self.len() > 1
+            && let OutcomeSink::Run(slot) = &mut self.outcome
+        {
+            let run = self.run.split_first();
+            firsts.push(Self {
+                target: self.target.clone(),
+                room: self.room.clone(),
+                outcome: OutcomeSink::Run(slot.split(run.bytes())),
+                run,
+                queued: self.queued,
+                number: self.number,
+                last_error: self.last_error.clone(),
+                is_divided: self.is_divided,
+            });
+            self.number += 1;
+        }
+        firsts.into_iter().chain([self])
     }
 
     /// The keys whose order it keeps.
@@ -176,9 +217,10 @@ impl QueuedCall {
         keys_of(&self.target, self.room.as_ref())
     }
 
-    /// The message for a stream.
+    /// Its only message for a stream.
     pub(super) fn outgoing(&self, seq: u64, with_id: bool) -> Outgoing<'_> {
-        self.payload.outgoing(seq, with_id.then_some(&self.message), &self.target)
+        let CallMessage { payload, id, .. } = self.run.first();
+        payload.outgoing(seq, with_id.then_some(id), &self.target)
     }
 
     /// The connections that it names.
@@ -189,13 +231,15 @@ impl QueuedCall {
         }
     }
 
-    /// Splits it into one part for each group; together the groups are all its connections.
+    /// Splits it into one part for each group; together the groups are all its connections. It has one
+    /// message.
     pub(super) fn split(self, groups: Vec<Vec<ConnectionId>>) -> Vec<Self> {
-        let Self { room, payload, message, queued, number, reply, .. } = self;
-        let parts = match reply {
+        let Self { room, run, queued, number, outcome, .. } = self;
+        let silent = run.silent();
+        let parts = match outcome {
             OutcomeSink::Part(parts) => parts,
-            OutcomeSink::Whole { outcome, slot } => Arc::new(SplitCall {
-                outcome: Some(outcome),
+            OutcomeSink::Run(slot) => Arc::new(SplitCall {
+                run: Some(run),
                 slot,
                 room: room.clone(),
                 number,
@@ -207,44 +251,40 @@ impl QueuedCall {
         let part = |keys: Vec<ConnectionId>| Self {
             target: CallTarget::Connections(keys),
             room: room.clone(),
-            payload: payload.clone(),
-            message: message.clone(),
+            run: silent.silent(),
             queued,
             number,
             last_error: None,
             is_divided: true,
-            reply: OutcomeSink::Part(Arc::clone(&parts)),
+            outcome: OutcomeSink::Part(Arc::clone(&parts)),
         };
         groups.into_iter().map(part).collect()
     }
 
-    /// Whether its message was cancelled: the record is delivered again, perhaps by another gateway,
+    /// Whether its messages were cancelled: the records are delivered again, perhaps by another gateway,
     /// and this call could arrive after later ones.
     pub(super) fn is_cancelled(&self) -> bool {
-        match &self.reply {
-            OutcomeSink::Whole { outcome, .. } => outcome.is_cancelled(),
-            OutcomeSink::Part(parts) => parts.outcome.as_ref().is_none_or(ReplyTo::is_cancelled),
-        }
+        self.run.is_cancelled()
     }
 
-    /// Reports the outcome.
-    pub(super) fn settle(self, delivered: CallOutcome) {
-        match self.reply {
-            OutcomeSink::Whole { outcome, slot } => send_outcome(outcome, delivered, &slot.state, None),
+    /// Reports the outcome of its messages.
+    pub(super) fn settle(self, delivered: &CallOutcome) {
+        match self.outcome {
+            OutcomeSink::Run(slot) => report(self.run, delivered, &slot.state, None),
             OutcomeSink::Part(ref parts) => {
                 let mut progress = parts.progress.lock();
-                progress.note(self.keys(), delivered);
+                progress.note(self.keys(), delivered.clone());
             }
         }
     }
 
-    /// Reports it as unreachable. Its keys are held until its message has a durable outcome, since the
+    /// Reports it as unreachable. Its keys are held until its messages have a durable outcome, since the
     /// comet may accept later calls.
     pub(super) fn give_up(self, why: String) {
-        match self.reply {
-            OutcomeSink::Whole { outcome, slot } => {
-                let holds = Some((keys_of(&self.target, self.room.as_ref()).into_held(), self.number));
-                send_outcome(outcome, CallOutcome::Unreachable(why), &slot.state, holds);
+        match self.outcome {
+            OutcomeSink::Run(slot) => {
+                let keys = keys_of(&self.target, self.room.as_ref()).into_held();
+                report(self.run, &CallOutcome::Unreachable(why), &slot.state, Some((&keys, self.number)));
             }
             OutcomeSink::Part(ref parts) => {
                 let mut progress = parts.progress.lock();
@@ -256,7 +296,7 @@ impl QueuedCall {
 
     /// Whether the other is a part of the same call.
     pub(super) fn is_sibling_of(&self, other: &Self) -> bool {
-        match (&self.reply, &other.reply) {
+        match (&self.outcome, &other.outcome) {
             (OutcomeSink::Part(mine), OutcomeSink::Part(others)) => Arc::ptr_eq(mine, others),
             _ => false,
         }
@@ -264,13 +304,13 @@ impl QueuedCall {
 
     /// Counts an attempt at a part of a call; `false` if the limit is reached.
     pub(super) fn may_be_called(&self) -> bool {
-        let OutcomeSink::Part(parts) = &self.reply else { return true };
+        let OutcomeSink::Part(parts) = &self.outcome else { return true };
         parts.calls.fetch_add(1, Ordering::Relaxed) < MAX_CALLS.max(parts.connections / CALLED_TOGETHER)
     }
 
     /// Reports its connections as unreachable without an attempt.
     pub(super) fn settle_unasked(self) {
-        let OutcomeSink::Part(parts) = &self.reply else { return };
+        let OutcomeSink::Part(parts) = &self.outcome else { return };
         let mut progress = parts.progress.lock();
         if !std::mem::replace(&mut progress.is_cut_short, true) {
             let calls = parts.calls.load(Ordering::Relaxed);
@@ -284,26 +324,26 @@ impl QueuedCall {
 
     /// The comet did not accept the call as a whole, for this reason.
     pub(super) fn note_not_taken_whole(&self, why: &str) {
-        if let OutcomeSink::Part(parts) = &self.reply {
+        if let OutcomeSink::Part(parts) = &self.outcome {
             parts.progress.lock().cause.get_or_insert_with(|| why.to_owned());
         }
     }
 
     /// Why the comet did not accept the call as a whole.
     pub(super) fn not_taken_whole(&self) -> Option<String> {
-        let OutcomeSink::Part(parts) = &self.reply else { return None };
+        let OutcomeSink::Part(parts) = &self.outcome else { return None };
         parts.progress.lock().cause.clone()
     }
 
     /// Whether it is a part of a split call.
     pub(super) fn is_part(&self) -> bool {
-        matches!(self.reply, OutcomeSink::Part(_))
+        matches!(self.outcome, OutcomeSink::Part(_))
     }
 
     /// The reason of the refusal if at least this many connections of the call refused it and none
     /// accepted it.
     pub(super) fn refused_by_all(&self, connections: usize) -> Option<String> {
-        let OutcomeSink::Part(parts) = &self.reply else { return None };
+        let OutcomeSink::Part(parts) = &self.outcome else { return None };
         let progress = parts.progress.lock();
         let is_refused = progress.taken == 0 && progress.refused.len() >= connections;
         progress.why[1].clone().filter(|_| is_refused)
@@ -311,7 +351,7 @@ impl QueuedCall {
 
     /// How many connections of the call refused it; 0 if one accepted it.
     pub(super) fn refused_so_far(&self) -> usize {
-        let OutcomeSink::Part(parts) = &self.reply else { return 0 };
+        let OutcomeSink::Part(parts) = &self.outcome else { return 0 };
         let progress = parts.progress.lock();
         if progress.taken == 0 { progress.refused.len() } else { 0 }
     }

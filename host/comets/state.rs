@@ -196,17 +196,22 @@ impl CometState {
         room.messages.max(self.quick.load(Ordering::Relaxed))
     }
 
-    /// Takes room in the queue.
-    pub(super) fn take(self: &Arc<Self>, bytes: usize, room: QueueCapacity) -> Option<QueueSlot> {
-        if !self.unsettled.take(1, self.max_waiting(room)) {
+    /// Takes room in the queue for this many messages.
+    pub(super) fn take(
+        self: &Arc<Self>,
+        messages: usize,
+        bytes: usize,
+        room: QueueCapacity,
+    ) -> Option<QueueSlot> {
+        if !self.unsettled.take(messages, self.max_waiting(room)) {
             return None;
         }
         if !self.bytes.take(bytes, room.bytes) {
-            self.unsettled.release(1);
+            self.unsettled.release(messages);
             return None;
         }
-        self.metrics.waiting.inc();
-        Some(QueueSlot { state: Arc::clone(self), bytes, room })
+        self.metrics.waiting.inc_by(messages as i64);
+        Some(QueueSlot { state: Arc::clone(self), messages, bytes, room })
     }
 
     /// Holds the keys of a call that cannot be queued, for calls that are queued later.
@@ -240,16 +245,26 @@ pub(super) struct QueueCapacity {
 #[derive(Debug)]
 pub(super) struct QueueSlot {
     pub(super) state: Arc<CometState>,
+    messages: usize,
     bytes: usize,
     room: QueueCapacity,
+}
+
+impl QueueSlot {
+    /// The part of one of its messages, with this many bytes.
+    pub(super) fn split(&mut self, bytes: usize) -> Self {
+        let bytes = bytes.min(self.bytes);
+        (self.messages, self.bytes) = (self.messages - 1, self.bytes - bytes);
+        Self { state: Arc::clone(&self.state), messages: 1, bytes, room: self.room }
+    }
 }
 
 impl Drop for QueueSlot {
     fn drop(&mut self) {
         let (state, room) = (&self.state, self.room);
         let bytes = state.bytes.release(self.bytes);
-        let messages = state.unsettled.release(1);
-        state.metrics.waiting.dec();
+        let messages = state.unsettled.release(self.messages);
+        state.metrics.waiting.dec_by(self.messages as i64);
         if messages <= state.max_waiting(room) / 2 && bytes <= room.bytes / 2 {
             state.freed.notify_waiters();
         }

@@ -16,6 +16,7 @@ use http::uri::PathAndQuery;
 use prost::encoding::{encode_varint, encoded_len_varint};
 
 use super::pending::PendingPermit;
+use super::protobuf::{int_len, int32, item_len, put_int, put_item, put_text, text_len};
 use super::stream::frames::Outgoing;
 use crate::message::{CallTarget, ConnectionId, MessageId, RoomId};
 
@@ -80,38 +81,23 @@ struct Encoded {
     sent_ms: i64,
     traceparent: Option<Box<str>>,
     replayed: bool,
-    /// What unary calls carry.
-    unary: OnceLock<UnaryContent>,
+    /// The field `Proto` of unary calls for this message alone. Streams and merged calls do without it.
+    proto: OnceLock<Bytes>,
     /// The whole request for the first room; usually there is only one.
-    room: OnceLock<(RoomId, Body)>,
+    room: OnceLock<Box<(RoomId, Body)>>,
     /// The encoded metadata of the first id.
     id: OnceLock<(MessageId, HeaderValue)>,
     /// Its pending bytes, until its last call has ended.
     _held: Option<PendingPermit>,
 }
 
-/// The content of unary calls. Streams do without it.
-#[derive(Debug)]
-struct UnaryContent {
-    /// The field `Proto` with its tag and length.
-    proto: Bytes,
-    /// goim: the frame, which is a part of `proto`.
-    frame: Bytes,
-}
-
-impl UnaryContent {
-    fn new(dialect: Dialect, operation: i32, body: &Bytes) -> Self {
-        match dialect {
-            Dialect::Chatroom => Self { proto: proto_field(operation, &[body]), frame: Bytes::new() },
-            Dialect::Goim => {
-                // goim's job does the same for all three kinds of push: internal/job/push.go
-                // (pushKeys, broadcast, broadcastRoomRawBytes) and room.go in Terry-Mao/goim.
-                let header = frame_header(operation, body.len());
-                let proto = proto_field(OP_RAW, &[&header, body]);
-                let frame = proto.slice(proto.len() - usize::from(FRAME_HEADER) - body.len()..);
-                Self { proto, frame }
-            }
-        }
+/// The field `Proto` of unary calls, with its tag and length.
+fn proto_of(dialect: Dialect, operation: i32, body: &Bytes) -> Bytes {
+    match dialect {
+        Dialect::Chatroom => proto_field(operation, &[body]),
+        // goim's job does the same for all three kinds of push: internal/job/push.go (pushKeys,
+        // broadcast, broadcastRoomRawBytes) and room.go in Terry-Mao/goim.
+        Dialect::Goim => proto_field(OP_RAW, &[&frame_header(operation, body.len()), body]),
     }
 }
 
@@ -125,26 +111,25 @@ impl Payload {
     pub(super) fn new(dialect: Dialect, content: &Content<'_>, held: Option<PendingPermit>) -> Self {
         let Content { operation, body, sent_ms, traceparent, replayed } = *content;
         let traceparent = traceparent.and_then(|value| traceparent_text(value)).map(Box::from);
-        let (body, unary, room, id) = (body.clone(), OnceLock::new(), OnceLock::new(), OnceLock::new());
         let encoded = Encoded {
             dialect,
             operation,
-            body,
+            body: body.clone(),
             sent_ms,
             traceparent,
             replayed,
-            unary,
-            room,
-            id,
+            proto: OnceLock::new(),
+            room: OnceLock::new(),
+            id: OnceLock::new(),
             _held: held,
         };
         Self(Arc::new(encoded))
     }
 
-    /// What unary calls carry; encoded on first use.
-    fn unary(&self) -> &UnaryContent {
-        let Encoded { dialect, operation, body, unary, .. } = &*self.0;
-        unary.get_or_init(|| UnaryContent::new(*dialect, *operation, body))
+    /// The field `Proto` of unary calls; encoded on first use.
+    fn proto(&self) -> &Bytes {
+        let Encoded { dialect, operation, body, proto, .. } = &*self.0;
+        proto.get_or_init(|| proto_of(*dialect, *operation, body))
     }
 
     /// The message for a stream. Without `with_id`, it has no id.
@@ -211,12 +196,19 @@ impl Payload {
     }
 
     fn room_request(&self, room: &RoomId) -> Body {
-        let proto = &self.unary().proto;
-        let write = || Body::around(proto, room_len(room), |buffer| put_room(room, buffer), |_| ());
+        let proto = self.proto();
+        let write = || {
+            Body::around(
+                proto,
+                text_len(room.as_str()),
+                |buffer| put_text(BYTES_1, room.as_str(), buffer),
+                |_| (),
+            )
+        };
         if proto.len() >= SHARED_FROM {
             return write();
         }
-        let (known, request) = self.0.room.get_or_init(|| (room.clone(), write()));
+        let (known, request) = &**self.0.room.get_or_init(|| Box::new((room.clone(), write())));
         if known == room { request.clone() } else { write() }
     }
 }
@@ -244,6 +236,15 @@ impl Body {
     /// The message without any field.
     pub(super) fn empty() -> Self {
         Self([Bytes::from_static(&[0; PREFIX]), Bytes::new(), Bytes::new()])
+    }
+
+    /// A message of about this length, in one piece.
+    fn whole(length: usize, write: impl FnOnce(&mut BytesMut)) -> Self {
+        let mut buffer = BytesMut::with_capacity(PREFIX + length);
+        buffer.put_bytes(0, PREFIX);
+        write(&mut buffer);
+        put_prefix(&mut buffer, 0);
+        Self([buffer.freeze(), Bytes::new(), Bytes::new()])
     }
 
     /// `proto` between the fields before it, of about this length, and after it.
@@ -297,22 +298,23 @@ const SHARED_FROM: usize = 16 * 1024;
 impl Dialect {
     /// The request for one message.
     pub(super) fn request(self, target: &CallTarget, payload: &Payload) -> Request {
-        let (operation, proto) = (payload.0.operation, &payload.unary().proto);
+        let (operation, proto) = (payload.0.operation, payload.proto());
         let (method, body) = match target {
             CallTarget::Room(room) => (Method::BroadcastRoom, payload.room_request(room)),
             // goim's comets send to clients that subscribe to `protoOp`, which is the message's
             // own operation even where `Proto.op` is `OpRaw`.
             CallTarget::Connections(keys) => {
-                let length = keys.iter().map(key_len).sum::<usize>() + int_len(operation);
-                let before =
-                    |buffer: &mut BytesMut| keys.iter().for_each(|key| put_text(key.as_str(), buffer));
-                let after = |buffer: &mut BytesMut| put_int(VARINT_3, operation, buffer);
+                let length = keys.iter().map(key_len).sum::<usize>() + int_len(int32(operation));
+                let before = |buffer: &mut BytesMut| {
+                    keys.iter().for_each(|key| put_item(BYTES_1, key.as_str(), buffer))
+                };
+                let after = |buffer: &mut BytesMut| put_int(VARINT_3, int32(operation), buffer);
                 (Method::PushMsg, Body::around(proto, length, before, after))
             }
             CallTarget::Everyone { speed } => {
-                let length = int_len(operation) + int_len(*speed);
-                let before = |buffer: &mut BytesMut| put_int(VARINT_1, operation, buffer);
-                let after = |buffer: &mut BytesMut| put_int(VARINT_3, *speed, buffer);
+                let length = int_len(int32(operation)) + int_len(int32(*speed));
+                let before = |buffer: &mut BytesMut| put_int(VARINT_1, int32(operation), buffer);
+                let after = |buffer: &mut BytesMut| put_int(VARINT_3, int32(*speed), buffer);
                 (Method::Broadcast, Body::around(proto, length, before, after))
             }
         };
@@ -320,10 +322,20 @@ impl Dialect {
     }
 
     /// goim: one request with the frames of several messages for one room.
-    pub(super) fn merged<'a>(self, room: &RoomId, payloads: impl Iterator<Item = &'a Payload>) -> Request {
-        let frames: Vec<&[u8]> = payloads.map(|payload| &*payload.unary().frame).collect();
-        let proto = proto_field(OP_RAW, &frames);
-        let body = Body::around(&proto, room_len(room), |buffer| put_room(room, buffer), |_| ());
+    pub(super) fn merged<'a>(
+        self,
+        room: &RoomId,
+        payloads: impl Iterator<Item = &'a Payload> + Clone,
+    ) -> Request {
+        let length = payloads.clone().map(Payload::frame_len).sum();
+        let body = Body::whole(text_len(room.as_str()) + PROTO_OVERHEAD + length, |buffer| {
+            put_text(BYTES_1, room.as_str(), buffer);
+            begin_proto(OP_RAW, length, buffer);
+            for Encoded { operation, body, .. } in payloads.map(|payload| &*payload.0) {
+                buffer.put_slice(&frame_header(*operation, body.len()));
+                buffer.put_slice(body);
+            }
+        });
         Request { method: Method::BroadcastRoom, path: self.path(Method::BroadcastRoom), body }
     }
 
@@ -349,25 +361,29 @@ pub(super) enum Method {
 
 /// The size of a key in a `PushMsg` request.
 pub(super) fn key_len(key: &ConnectionId) -> usize {
-    text_len(key.as_str())
+    item_len(key.as_str())
 }
 
 /// `Proto{ver=1, op, seq=0, body}` as field 2 of a request. Zeros are omitted, as in proto3.
 fn proto_field(operation: i32, body: &[&[u8]]) -> Bytes {
     let body_len: usize = body.iter().map(|piece| piece.len()).sum();
-    let body_field = if body_len == 0 { 0 } else { 1 + len_of(body_len as u64) + body_len };
-    let length = 2 + int_len(operation) + body_field;
-    let mut buffer = BytesMut::with_capacity(1 + len_of(length as u64) + length);
+    let mut buffer = BytesMut::with_capacity(PROTO_OVERHEAD + body_len);
+    begin_proto(operation, body_len, &mut buffer);
+    body.iter().for_each(|piece| buffer.put_slice(piece));
+    buffer.freeze()
+}
+
+/// The same up to the body, which has this length.
+fn begin_proto(operation: i32, body_len: usize, buffer: &mut BytesMut) {
+    let body_field = if body_len == 0 { 0 } else { 1 + encoded_len_varint(body_len as u64) + body_len };
     buffer.put_u8(PROTO);
-    encode_varint(length as u64, &mut buffer);
-    put_int(PROTO_VER, 1, &mut buffer);
-    put_int(PROTO_OP, operation, &mut buffer);
+    encode_varint((2 + int_len(int32(operation)) + body_field) as u64, buffer);
+    put_int(PROTO_VER, 1, buffer);
+    put_int(PROTO_OP, int32(operation), buffer);
     if body_len > 0 {
         buffer.put_u8(PROTO_BODY);
-        encode_varint(body_len as u64, &mut buffer);
-        body.iter().for_each(|piece| buffer.put_slice(piece));
+        encode_varint(body_len as u64, buffer);
     }
-    buffer.freeze()
 }
 
 /// goim's packet framing, api/protocol/protocol.go: big-endian `packLen:4 headerLen:2 ver:2
@@ -382,41 +398,4 @@ fn frame_header(operation: i32, body_len: usize) -> [u8; FRAME_HEADER as usize] 
     rest.put_i32(operation);
     rest.put_i32(0);
     header
-}
-
-/// An empty room id is omitted, as in proto3.
-fn put_room(room: &RoomId, buffer: &mut BytesMut) {
-    if !room.is_empty() {
-        put_text(room.as_str(), buffer);
-    }
-}
-
-fn room_len(room: &RoomId) -> usize {
-    if room.is_empty() { 0 } else { text_len(room.as_str()) }
-}
-
-fn text_len(text: &str) -> usize {
-    1 + len_of(text.len() as u64) + text.len()
-}
-
-fn put_text(text: &str, buffer: &mut BytesMut) {
-    buffer.put_u8(BYTES_1);
-    encode_varint(text.len() as u64, buffer);
-    buffer.put_slice(text.as_bytes());
-}
-
-/// An int32 field; a negative value takes ten bytes, as in protobuf.
-fn put_int(tag: u8, value: i32, buffer: &mut BytesMut) {
-    if value != 0 {
-        buffer.put_u8(tag);
-        encode_varint(i64::from(value) as u64, buffer);
-    }
-}
-
-fn int_len(value: i32) -> usize {
-    if value == 0 { 0 } else { 1 + len_of(i64::from(value) as u64) }
-}
-
-fn len_of(value: u64) -> usize {
-    encoded_len_varint(value)
 }

@@ -1,28 +1,29 @@
 //! Runs one batch through the stages: decode, filter, guard, resolve, and dispatch to the comets'
 //! queues, in order.
 
-use std::cell::OnceCell;
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use parking_lot::Mutex;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::comets::CallBatch;
+use crate::comets::CallMessage;
 use crate::consumer::{InFlightRecord, PartitionStream};
 use crate::dead_letter::{DeadLetterReason, Stage};
 use crate::decision::{FilteredMessage, Guard, Overrides, StateWrite, TrailEntry, Verdict};
 use crate::guard;
-use crate::message::{CometAddr, DecodeError, Message, Record};
+use crate::message::{DecodeError, Message, Record};
 use crate::panics;
 use crate::pipeline::age::AgeLimit;
+use crate::pipeline::call::MessagePlan;
 use crate::pipeline::chain::BatchChain;
 use crate::pipeline::claims;
 use crate::pipeline::delivery_task::{DeliveryTask, StageOutcome};
-use crate::pipeline::dispatch::dispatch;
+use crate::pipeline::dispatch::Dispatcher;
 use crate::pipeline::in_flight::{InFlight, Rest, Settler};
 use crate::pipeline::key_order::KeyOrder;
 use crate::pipeline::metrics::TimedStage;
@@ -32,6 +33,7 @@ use crate::pipeline::resolve::Resolved;
 use crate::pipeline::retry::{Cancelled, HoldContext, Retry, retry_until_cancelled};
 use crate::pipeline::trace::{MessageTrace, UnsettledRecord};
 use crate::policy::{Chain, FilterProgress, FilterRun};
+use crate::router::Delivery;
 use crate::stalls::StallStage;
 
 /// Why a record is not a message.
@@ -63,6 +65,13 @@ const NO_COMET: &str = "a message for every comet, but no comet is known; list t
 
 /// The reason when a redriven BROADCAST is for comets that no longer exist.
 const COMETS_GONE: &str = "redriven for comets that are no longer known";
+
+/// Why a message is not sent to any comet.
+enum Undeliverable {
+    DeadLetter(DeadLetterReason),
+    /// It has no recipients any more: why.
+    Nobody(&'static str),
+}
 
 /// A message that the filters and guards let through.
 struct PassedMessage {
@@ -284,69 +293,89 @@ impl PartitionWorker {
         Ok(resolved)
     }
 
-    /// Queues every message's calls at their comets, in the order of the batch. Waits while the queue
-    /// of a comet that keeps up is full (the rules in [`crate::comets`] bound how long a slow comet
-    /// may block this), and while the budget of absent recipients is used up.
+    /// Queues every message's calls at their comets. Waits while the queue of a comet that keeps up is
+    /// full (the rules in [`crate::comets`] bound how long a slow comet may block this), and while the
+    /// budget of absent recipients is used up.
     async fn dispatch(&self, passed: Vec<PassedMessage>, resolved: Resolved) -> Result<(), Cancelled> {
         let since = Instant::now();
-        let Pipeline { resolver, fleet, .. } = &*self.pipeline;
-        let mut batch = CallBatch::new(fleet);
-        let (mut every_comet, mut known_at) = (OnceCell::new(), batch.now());
+        let mut dispatcher = Dispatcher::new(&self.pipeline.fleet, self.hold());
         for PassedMessage { message, overrides, trail, pending } in passed {
-            if let Some(why) = resolved.unreadable(&message) {
-                let reason = DeadLetterReason::new(Stage::Resolve, why);
-                let trace = MessageTrace::new(message, pending, trail, self.started);
-                self.dead_letter(trace, reason);
-                continue;
-            }
-            if known_at != batch.now() {
-                // After a wait, the comets may be others.
-                (every_comet, known_at) = (OnceCell::new(), batch.now());
-            }
-            let everyone = || &**every_comet.get_or_init(|| fleet.everyone());
-            let address_of = |server: &str| fleet.address_of(server);
-            let (mut plan, route) = resolver.plan(&message, &resolved, everyone, address_of, &overrides);
-            let nobody_known =
-                plan.deliveries.is_empty() && plan.is_for_every_comet && !overrides.restricts();
-            if nobody_known {
-                let trace = MessageTrace::new(message, pending, trail, self.started);
-                self.dead_letter(trace, DeadLetterReason::new(Stage::Deliver, NO_COMET));
-                continue;
-            }
-            let (comets, users) = (message.record.redrive_comets(), message.record.redrive_users());
-            plan.only_due(comets.as_deref(), users.as_ref());
-            let is_for_nobody = plan.deliveries.is_empty() && plan.absent.is_empty();
-            if comets.is_some() && is_for_nobody && plan.is_for_every_comet {
-                let trace = MessageTrace::new(message, pending, trail, self.started);
-                self.spawn_delivery(trace, MessageOutcome::NoRecipients, COMETS_GONE);
-                continue;
-            }
-            let Pipeline { absent_budget, inbox, .. } = &*self.pipeline;
-            let absent_permit = match absent_budget.try_take(plan.absent.len()) {
-                Some(permit) => permit,
-                None => {
-                    batch.flush();
-                    let permit = absent_budget.take(plan.absent.len(), inbox, self.hold()).await?;
-                    batch.resume();
-                    permit
-                }
+            let plan = match dispatcher.shared_plan(&message, &overrides) {
+                Some(plan) => plan,
+                None => match self.plan(&mut dispatcher, &message, &resolved, &overrides) {
+                    Ok(plan) => plan,
+                    Err(why) => {
+                        let trace = MessageTrace::new(message, pending, trail, self.started);
+                        match why {
+                            Undeliverable::DeadLetter(reason) => self.dead_letter(trace, reason),
+                            Undeliverable::Nobody(why) => {
+                                self.spawn_delivery(trace, MessageOutcome::NoRecipients, why);
+                            }
+                        }
+                        continue;
+                    }
+                },
             };
-            let is_broadcast = |comet: &CometAddr| plan.is_for_every_comet && !overrides.also.contains(comet);
-            let in_flight = InFlight::new(&self.settler);
-            let calls =
-                dispatch(fleet, &mut batch, self.hold(), &message, plan.deliveries, is_broadcast, &in_flight)
-                    .await?;
-            let mut trace = MessageTrace::new(message, pending, trail, self.started);
-            trace.withheld = plan.withheld;
-            trace.connections = route.as_ref().map(|route| route.connections);
-            trace.stale = route.as_ref().map_or(0, |route| route.stale);
-            trace.calls = calls;
-            let chain = self.chain.clone();
-            let (absent, queued) = (plan.absent, batch.now());
-            in_flight.go_on_with(Rest { trace, chain, route, absent, absent_permit, queued });
+            let absent_permit = self.absent_permit(&mut dispatcher, plan.absent.len()).await?;
+            let payload = dispatcher.payload(&message).await?;
+            let (room, id) = (message.room().cloned(), message.id.clone());
+            let (started, queued) = (self.started, dispatcher.now());
+            let rest =
+                Rest { message, pending, trail, plan: Arc::clone(&plan), started, absent_permit, queued };
+            let outcomes = InFlight::new(&self.settler, rest);
+            dispatcher.queue(room, plan, CallMessage { payload, id, outcomes }).await?;
         }
+        dispatcher.queue_all().await?;
         self.pipeline.metrics.stage(TimedStage::Dispatch, since);
         Ok(())
+    }
+
+    /// Permits for a message's absent recipients.
+    async fn absent_permit(
+        &self,
+        dispatcher: &mut Dispatcher<'_>,
+        absent: usize,
+    ) -> Result<Option<OwnedSemaphorePermit>, Cancelled> {
+        let Pipeline { absent_budget, inbox, .. } = &*self.pipeline;
+        if let Some(permit) = absent_budget.try_take(absent) {
+            return Ok(permit);
+        }
+        dispatcher.flush().await?;
+        let permit = absent_budget.take(absent, inbox, self.hold()).await?;
+        dispatcher.resume();
+        Ok(permit)
+    }
+
+    /// Whom a message goes to.
+    fn plan(
+        &self,
+        dispatcher: &mut Dispatcher<'_>,
+        message: &Message,
+        resolved: &Resolved,
+        overrides: &Overrides,
+    ) -> Result<Arc<MessagePlan>, Undeliverable> {
+        if let Some(why) = resolved.unreadable(message) {
+            return Err(Undeliverable::DeadLetter(DeadLetterReason::new(Stage::Resolve, why)));
+        }
+        let Pipeline { resolver, fleet, .. } = &*self.pipeline;
+        let address_of = |server: &str| fleet.address_of(server);
+        let (mut plan, route) =
+            resolver.plan(message, resolved, || dispatcher.everyone(), address_of, overrides);
+        if plan.deliveries.is_empty() && plan.is_for_every_comet && !overrides.restricts() {
+            return Err(Undeliverable::DeadLetter(DeadLetterReason::new(Stage::Deliver, NO_COMET)));
+        }
+        let (comets, users) = (message.record.redrive_comets(), message.record.redrive_users());
+        plan.only_due(comets.as_deref(), users.as_ref());
+        let is_for_nobody = plan.deliveries.is_empty() && plan.absent.is_empty();
+        if comets.is_some() && is_for_nobody && plan.is_for_every_comet {
+            return Err(Undeliverable::Nobody(COMETS_GONE));
+        }
+        let is_for_every_comet = plan.is_for_every_comet;
+        let is_broadcast =
+            |delivery: &Delivery| is_for_every_comet && !overrides.also.contains(&delivery.comet);
+        let plan = Arc::new(MessagePlan::new(plan, route, is_broadcast, self.chain.clone()));
+        dispatcher.share(message, overrides, &plan);
+        Ok(plan)
     }
 
     /// Settles a message for which nothing is called or written.

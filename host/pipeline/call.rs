@@ -1,20 +1,34 @@
-//! One call to a comet: its outcome, and which recipients it reached.
+//! The calls of a message to comets: what is planned, their outcomes, and which recipients they reached.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::comets::{CallOutcome, OrderHold, PartialDelivery};
-use crate::message::{CometAddr, ConnectionId};
-use crate::router::Recipient;
+use crate::decision::AbsentRecipient;
+use crate::message::{CallTarget, ConnectionId};
+use crate::pipeline::chain::BatchChain;
+use crate::router::{Delivery, DeliveryPlan, Recipient, Route};
 
-/// One call that was handed to a comet: queued, in flight or finished.
-pub(super) struct DispatchedCall {
-    pub(super) comet: CometAddr,
-    pub(super) recipients: Arc<[Recipient]>,
+/// What happens to a message. The messages of a room in a batch share it, unless a policy treats them
+/// differently.
+pub(super) struct MessagePlan {
+    pub(super) calls: Vec<PlannedCall>,
+    /// How many recipients the calls have, as far as they are known.
+    pub(super) recipients: usize,
+    /// Recipients that are absent regardless of the calls' outcomes.
+    pub(super) absent: Arc<[AbsentRecipient]>,
+    pub(super) withheld: usize,
+    /// The room, when it was looked up.
+    pub(super) route: Option<Arc<Route>>,
+    /// The batch's policies.
+    pub(super) chain: BatchChain,
+}
+
+/// One call to a comet.
+pub(super) struct PlannedCall {
+    pub(super) delivery: Delivery,
     /// Whether it is part of a BROADCAST.
     pub(super) is_broadcast: bool,
-    /// What the comet took.
-    pub(super) acceptance: Acceptance,
 }
 
 /// How much of a call a comet accepted.
@@ -26,10 +40,30 @@ pub(super) enum Acceptance {
     AllBut(HashSet<ConnectionId>),
 }
 
-impl DispatchedCall {
-    /// The recipients that were reached.
-    pub(super) fn reached(&self) -> impl Iterator<Item = &Recipient> {
-        self.recipients.iter().filter(|recipient| match &self.acceptance {
+impl MessagePlan {
+    pub(super) fn new(
+        plan: DeliveryPlan,
+        route: Option<Arc<Route>>,
+        is_broadcast: impl Fn(&Delivery) -> bool,
+        chain: BatchChain,
+    ) -> Self {
+        let DeliveryPlan { deliveries, absent, withheld, .. } = plan;
+        let recipients = deliveries.iter().map(|delivery| delivery.recipients.len()).sum();
+        let planned = |delivery| PlannedCall { is_broadcast: is_broadcast(&delivery), delivery };
+        let calls = deliveries.into_iter().map(planned).collect();
+        Self { calls, recipients, absent, withheld, route, chain }
+    }
+
+    /// Whether all its calls are for a room.
+    pub(super) fn is_for_room(&self) -> bool {
+        self.calls.iter().all(|call| matches!(call.delivery.target, CallTarget::Room(_)))
+    }
+}
+
+impl PlannedCall {
+    /// The recipients that were reached if the comet accepted this much.
+    pub(super) fn reached<'a>(&'a self, acceptance: &'a Acceptance) -> impl Iterator<Item = &'a Recipient> {
+        self.delivery.recipients.iter().filter(move |recipient| match acceptance {
             Acceptance::Nothing => false,
             Acceptance::All => true,
             Acceptance::AllBut(missed) => !missed.contains(&recipient.connection),

@@ -12,7 +12,7 @@ use crate::comets::{CallOutcome, PartialDelivery};
 use crate::dead_letter::{self, DeadLetterReason, LetterOutcome};
 use crate::decision::{AbsenceCause, AbsentRecipient, IdKind};
 use crate::message::{Audience, CometAddr, Message};
-use crate::pipeline::call::{Acceptance, DispatchedCall, Exception, SplitRecipients};
+use crate::pipeline::call::{Acceptance, Exception, PlannedCall, SplitRecipients};
 use crate::pipeline::chain::BatchChain;
 use crate::pipeline::failed_comets::FailedComets;
 use crate::pipeline::key_order::Output;
@@ -20,17 +20,14 @@ use crate::pipeline::outcome::{MessageOutcome, RecipientOutcome};
 use crate::pipeline::parts::Pipeline;
 use crate::pipeline::retry::{Cancelled, HoldContext, retry_until_cancelled};
 use crate::pipeline::trace::MessageTrace;
-use crate::router::{self, Recipient, Route};
+use crate::router::{self, Delivery, Recipient};
 use crate::stalls::StallStage;
 
 /// Why a message needs a delivery task.
 pub(super) enum StageOutcome {
     Delivered {
-        /// The room's route, if it was looked up.
-        route: Option<Arc<Route>>,
         /// The calls that were not simply acknowledged, with their outcomes.
         exceptions: Vec<Exception>,
-        absent: Arc<[AbsentRecipient]>,
         /// The permits that the absent recipients hold.
         absent_permit: Option<OwnedSemaphorePermit>,
     },
@@ -54,8 +51,8 @@ impl DeliveryTask {
     pub(super) async fn run(mut self, outcome: StageOutcome) -> Option<i64> {
         self.pipeline.metrics.in_flight.inc();
         let ended = match outcome {
-            StageOutcome::Delivered { route, exceptions, absent, absent_permit } => {
-                let ended = self.deliver(route, exceptions, absent).await;
+            StageOutcome::Delivered { exceptions, absent_permit } => {
+                let ended = self.deliver(exceptions).await;
                 drop(absent_permit);
                 ended
             }
@@ -82,61 +79,55 @@ impl DeliveryTask {
         }
     }
 
-    async fn deliver(
-        &mut self,
-        route: Option<Arc<Route>>,
-        exceptions: Vec<Exception>,
-        planned: Arc<[AbsentRecipient]>,
-    ) -> Result<SettledOutcome, Cancelled> {
+    async fn deliver(&mut self, exceptions: Vec<Exception>) -> Result<SettledOutcome, Cancelled> {
         let pipeline = Arc::clone(&self.pipeline);
         let fleet = &pipeline.fleet;
+        let plan = self.trace.plan.clone();
+        let calls = plan.as_ref().map(|plan| &*plan.calls).unwrap_or_default();
         let (mut failed, mut gone) = (FailedComets::default(), FailedComets::default());
         let mut unreachable: Vec<AbsentRecipient> = Vec::new();
-        let mut is_exception = vec![false; self.trace.calls.len()];
+        let mut is_exception = vec![false; calls.len()];
         exceptions.iter().for_each(|exception| is_exception[exception.call] = true);
-        for (call, _) in self.trace.calls.iter_mut().zip(is_exception).filter(|(_, exception)| !exception) {
-            call.acceptance = Acceptance::All;
-            self.trace.counts.sent += call.recipients.len();
+        for (call, is_exception) in calls.iter().zip(is_exception) {
+            self.trace.accepted.push(if is_exception { Acceptance::Nothing } else { Acceptance::All });
+            self.trace.counts.sent += if is_exception { 0 } else { call.delivery.recipients.len() };
         }
         for Exception { call: at, outcome, .. } in exceptions {
-            let call = &mut self.trace.calls[at];
+            let PlannedCall { delivery, is_broadcast } = &calls[at];
+            let (comet, recipients) = (&delivery.comet, &delivery.recipients);
             match outcome {
                 CallOutcome::Acknowledged => {}
                 CallOutcome::Partial(partly) => {
-                    if let Some((comet, why)) = self.apply_partial(at, *partly, &mut unreachable) {
-                        failed.add(comet, &why);
+                    if let Some(why) = self.apply_partial(at, delivery, *partly, &mut unreachable) {
+                        failed.add(comet.clone(), &why);
                     }
                 }
-                CallOutcome::NobodyThere => self.apply_nobody(at, &mut unreachable),
-                CallOutcome::Unreachable(why) if !call.recipients.is_empty() => {
-                    let (comet, recipients) = (call.comet.clone(), Arc::clone(&call.recipients));
-                    self.trace.not_reached(&comet, &why);
+                CallOutcome::NobodyThere => self.apply_nobody(at, delivery, &mut unreachable),
+                CallOutcome::Unreachable(why) if !recipients.is_empty() => {
+                    self.trace.not_reached(comet, &why);
                     let of = |recipient| self.absent(recipient, AbsenceCause::CometUnreachable);
                     unreachable.extend(recipients.iter().map(of));
                 }
                 // The directory has not named this comet lately, and it does not answer: the
                 // BROADCAST is not for it.
-                CallOutcome::Unreachable(why)
-                    if call.is_broadcast && !fleet.is_broadcast_target(&call.comet) =>
-                {
-                    let comet = call.comet.clone();
-                    self.trace.not_reached(&comet, &why);
-                    gone.add(comet, &why);
+                CallOutcome::Unreachable(why) if *is_broadcast && !fleet.is_broadcast_target(comet) => {
+                    self.trace.not_reached(comet, &why);
+                    gone.add(comet.clone(), &why);
                 }
                 // Rejected permanently, or unreachable with unknown recipients: there is no
                 // absent user to decide about, so the record becomes a dead letter.
                 CallOutcome::Unreachable(why) | CallOutcome::Refused(why) => {
-                    self.trace.counts.failed += call.recipients.len().max(1);
-                    failed.add(call.comet.clone(), &why);
+                    self.trace.counts.failed += recipients.len().max(1);
+                    failed.add(comet.clone(), &why);
                 }
             }
         }
-        if gone.len() == self.trace.calls.len() {
+        if gone.len() == calls.len() {
             // No comet accepted it.
             self.trace.counts.failed += gone.len();
             failed.append(gone);
         }
-        self.trace.absent = self.distinct_absent(route.as_deref(), planned, unreachable);
+        self.trace.absent = self.distinct_absent(unreachable);
         let kept = self.handle_absent().await?;
         self.record_counts();
         match (failed.is_empty(), kept) {
@@ -152,48 +143,47 @@ impl DeliveryTask {
         }
     }
 
-    /// Handles a call that reached some of its recipients. Returns the comet and the reason if the
-    /// record has to become a dead letter.
+    /// Handles a call that reached some of its recipients. Returns the reason if the record has to become
+    /// a dead letter.
     fn apply_partial(
         &mut self,
         at: usize,
+        delivery: &Delivery,
         partly: PartialDelivery,
         unreachable: &mut Vec<AbsentRecipient>,
-    ) -> Option<(CometAddr, String)> {
-        let call = &mut self.trace.calls[at];
-        let (comet, recipients) = (call.comet.clone(), Arc::clone(&call.recipients));
-        let split = SplitRecipients::of(&recipients, &partly);
+    ) -> Option<String> {
+        let Delivery { comet, recipients, .. } = delivery;
+        let split = SplitRecipients::of(recipients, &partly);
         let missed = partly.unreachable.into_iter().chain(partly.refused).chain(partly.missing);
-        call.acceptance = Acceptance::AllBut(missed.collect());
+        self.trace.accepted[at] = Acceptance::AllBut(missed.collect());
         self.trace.counts.sent +=
             recipients.len() - split.unreachable.len() - split.missing.len() - split.refused;
         let of = |recipient: &&Recipient| self.absent(recipient, AbsenceCause::CometUnreachable);
         unreachable.extend(split.unreachable.iter().map(of));
-        self.note_missing(at, split.missing.iter().copied(), unreachable);
+        self.note_missing(comet, split.missing.iter().copied(), unreachable);
         if split.is_failed {
             self.trace.counts.failed += split.refused.max(1);
-            return Some((comet, partly.why));
+            return Some(partly.why);
         }
         if !split.unreachable.is_empty() {
-            self.trace.not_reached(&comet, &partly.why);
+            self.trace.not_reached(comet, &partly.why);
         }
         None
     }
 
     /// Handles a call for a room of which the comet has nobody any more.
-    fn apply_nobody(&mut self, at: usize, unreachable: &mut Vec<AbsentRecipient>) {
-        let call = &mut self.trace.calls[at];
-        let recipients = Arc::clone(&call.recipients);
+    fn apply_nobody(&mut self, at: usize, delivery: &Delivery, unreachable: &mut Vec<AbsentRecipient>) {
+        let Delivery { comet, recipients, .. } = delivery;
         // Where recipients are unknown, nobody is expected.
-        call.acceptance = if recipients.is_empty() { Acceptance::All } else { Acceptance::Nothing };
-        self.note_missing(at, recipients.iter(), unreachable);
+        self.trace.accepted[at] = if recipients.is_empty() { Acceptance::All } else { Acceptance::Nothing };
+        self.note_missing(comet, recipients.iter(), unreachable);
     }
 
     /// These recipients are not connected to the comet any more, as it said: the room's cached route is
     /// outdated.
     fn note_missing<'a>(
         &mut self,
-        at: usize,
+        comet: &CometAddr,
         missing: impl ExactSizeIterator<Item = &'a Recipient>,
         absent: &mut Vec<AbsentRecipient>,
     ) {
@@ -202,8 +192,7 @@ impl DeliveryTask {
         }
         let why = format!("{} recipients are not connected to it any more", missing.len());
         absent.extend(missing.map(|recipient| self.absent(recipient, AbsenceCause::NoConnection)));
-        let comet = self.trace.calls[at].comet.clone();
-        self.trace.not_reached(&comet, &why);
+        self.trace.not_reached(comet, &why);
         if let Some(room) = self.trace.message.as_ref().and_then(Message::room) {
             self.pipeline.resolver.note_outdated(room);
         }
@@ -222,20 +211,16 @@ impl DeliveryTask {
     }
 
     /// The recipients that were not reached, each once, regardless of how many devices they have.
-    fn distinct_absent(
-        &self,
-        route: Option<&Route>,
-        planned: Arc<[AbsentRecipient]>,
-        unreachable: Vec<AbsentRecipient>,
-    ) -> Arc<[AbsentRecipient]> {
+    fn distinct_absent(&self, unreachable: Vec<AbsentRecipient>) -> Arc<[AbsentRecipient]> {
+        let Some(plan) = &self.trace.plan else { return unreachable.into() };
         if unreachable.is_empty() {
-            return planned;
+            return Arc::clone(&plan.absent);
         }
-        let all = planned.iter().cloned().chain(unreachable);
-        if route.is_some_and(|route| !route.has_multi_device_users()) {
+        let all = plan.absent.iter().cloned().chain(unreachable);
+        if plan.route.as_ref().is_some_and(|route| !route.has_multi_device_users()) {
             return all.collect();
         }
-        router::distinct_absent(all, self.trace.calls.iter().flat_map(DispatchedCall::reached)).into()
+        router::distinct_absent(all, self.trace.reached()).into()
     }
 
     /// The outcome of a message without a dead letter.
@@ -243,7 +228,7 @@ impl DeliveryTask {
         let counts = &self.trace.counts;
         let is_kept = counts.stored + counts.notified > 0;
         match (
-            self.trace.calls.iter().any(|call| call.acceptance != Acceptance::Nothing),
+            self.trace.accepted.iter().any(|accepted| *accepted != Acceptance::Nothing),
             self.trace.absent.is_empty(),
         ) {
             (true, true) => MessageOutcome::Delivered,
@@ -257,7 +242,7 @@ impl DeliveryTask {
         let (counts, metrics) = (&self.trace.counts, &self.pipeline.metrics);
         metrics.recipients(RecipientOutcome::Delivered, counts.sent);
         metrics.recipients(RecipientOutcome::Failed, counts.failed);
-        metrics.recipients(RecipientOutcome::Withheld, self.trace.withheld);
+        metrics.recipients(RecipientOutcome::Withheld, self.trace.withheld());
         metrics.recipients(RecipientOutcome::Stored, counts.stored);
         metrics.recipients(RecipientOutcome::Notified, counts.notified);
         metrics.recipients(RecipientOutcome::Dropped, counts.dropped);

@@ -1,16 +1,21 @@
-//! Queues one message's calls at their comets, and waits while a queue has no room.
+//! Queues the messages of one batch at their comets, and waits while a queue has no room.
 //!
-//! While there is room, this costs nothing per message beyond the calls themselves.
+//! The messages of a room share their plan and travel together: a comet gets one entry for many of
+//! them. Rooms may overtake each other meanwhile; the messages of one room never do, and nothing
+//! overtakes or falls behind a message that is for connections or for everyone. While there is room, a
+//! message costs nothing here beyond its content.
 
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::comets::{CallBatch, CallRequest, Content, Fleet};
-use crate::message::{CometAddr, Message, TRACEPARENT};
-use crate::pipeline::call::{Acceptance, DispatchedCall};
-use crate::pipeline::in_flight::InFlight;
+use foldhash::fast::RandomState;
+
+use crate::comets::{CallBatch, CallMessage, CallRequest, Content, Fleet, MessageRun, Payload, Run};
+use crate::decision::Overrides;
+use crate::message::{CometAddr, Message, RoomId, TRACEPARENT};
+use crate::pipeline::call::MessagePlan;
 use crate::pipeline::retry::{Cancelled, HoldContext, hold_behind};
-use crate::router::Delivery;
 use crate::stalls::StallStage;
 
 /// The cause of a stall at this stage: comets accept messages more slowly than the partition reads.
@@ -18,64 +23,194 @@ const COMETS_ARE_FULL: &str = "the comets' queues are full; see halley_comet_que
 /// How long waiting for comets is ordinary back-pressure.
 const BACK_PRESSURE: Duration = Duration::from_secs(2);
 
-/// Queues the calls of one message: first at the comets that have room, then at the others, waiting
-/// for room.
-///
-/// # Errors
-/// When the partition was cancelled meanwhile.
-pub(super) async fn dispatch(
-    fleet: &Fleet,
-    batch: &mut CallBatch<'_>,
-    hold: HoldContext<'_>,
-    message: &Message,
-    deliveries: Vec<Delivery>,
-    is_broadcast: impl Fn(&CometAddr) -> bool,
-    in_flight: &Arc<InFlight>,
-) -> Result<Vec<DispatchedCall>, Cancelled> {
-    let hold = HoldContext { offset: Some(message.record.origin.offset), ..hold };
-    let content = Content {
-        operation: message.operation,
-        body: &message.body,
-        sent_ms: message.record.timestamp_ms.unwrap_or_default(),
-        traceparent: message.record.header(TRACEPARENT),
-        replayed: false,
-    };
-    let payload = match fleet.try_payload(&content) {
-        Some(payload) => payload,
-        None => wait_for_room(hold, batch, fleet.payload(&content)).await?,
-    };
-    let mut calls = Vec::with_capacity(deliveries.len());
-    let mut waiting = Vec::new();
-    for (call, Delivery { comet, named_by, target, recipients }) in deliveries.into_iter().enumerate() {
-        let request = CallRequest {
-            comet: comet.clone(),
-            named_by,
-            target,
-            room: message.room().cloned(),
-            payload: payload.clone(),
-            message: message.id.clone(),
-            reply: in_flight.reply(call),
-        };
-        waiting.extend(batch.try_send(request).err());
-        let is_broadcast = is_broadcast(&comet);
-        calls.push(DispatchedCall { comet, recipients, is_broadcast, acceptance: Acceptance::Nothing });
-    }
-    for request in waiting {
-        wait_for_room(hold, batch, fleet.send(request)).await?;
-    }
-    Ok(calls)
+/// Queues messages at comets, in their order.
+pub(super) struct Dispatcher<'a> {
+    fleet: &'a Fleet,
+    hold: HoldContext<'a>,
+    batch: CallBatch<'a>,
+    /// What happens to messages of a room that nothing treats differently.
+    plans: HashMap<RoomId, Arc<MessagePlan>, RandomState>,
+    /// Who gets BROADCASTs, once that is needed.
+    everyone: Option<Vec<CometAddr>>,
+    /// When both were found out.
+    known_at: Instant,
+    /// Messages that have not been queued, by room; and the rooms in their order.
+    runs: HashMap<RoomId, OpenRun, RandomState>,
+    rooms: Vec<RoomId>,
 }
 
-/// Waits for room in the comets' queues. A long wait is reported as a stall.
-async fn wait_for_room<T>(
-    hold: HoldContext<'_>,
-    batch: &mut CallBatch<'_>,
-    room: impl Future<Output = T>,
-) -> Result<T, Cancelled> {
-    batch.flush();
-    let room = std::pin::pin!(room);
-    let cause = || COMETS_ARE_FULL.to_owned();
-    let done = hold_behind(hold, StallStage::Dispatch, BACK_PRESSURE, cause, room).await?;
-    batch.resume();
-    Ok(done)
+/// Messages of a room that share a plan.
+struct OpenRun {
+    plan: Arc<MessagePlan>,
+    run: Run,
+}
+
+impl<'a> Dispatcher<'a> {
+    /// Nothing is queued yet.
+    pub(super) fn new(fleet: &'a Fleet, hold: HoldContext<'a>) -> Self {
+        let batch = CallBatch::new(fleet);
+        Self {
+            fleet,
+            hold,
+            known_at: batch.now(),
+            batch,
+            plans: HashMap::default(),
+            everyone: None,
+            runs: HashMap::default(),
+            rooms: Vec::new(),
+        }
+    }
+
+    /// The time at which messages count as queued.
+    pub(super) fn now(&self) -> Instant {
+        self.batch.now()
+    }
+
+    /// The comets that get BROADCASTs.
+    pub(super) fn everyone(&mut self) -> &[CometAddr] {
+        self.everyone.get_or_insert_with(|| self.fleet.everyone())
+    }
+
+    /// The plan of other messages of the room, if it is this one's as well.
+    pub(super) fn shared_plan(
+        &mut self,
+        message: &Message,
+        overrides: &Overrides,
+    ) -> Option<Arc<MessagePlan>> {
+        if self.known_at != self.batch.now() {
+            // After a wait, the comets may be others.
+            (self.everyone, self.known_at) = (None, self.batch.now());
+            self.plans.clear();
+        }
+        let room = message.room().filter(|_| is_shareable(message, overrides))?;
+        self.plans.get(room).cloned()
+    }
+
+    /// Lets other messages of the room share this plan, if nothing treats this one differently.
+    pub(super) fn share(&mut self, message: &Message, overrides: &Overrides, plan: &Arc<MessagePlan>) {
+        if let Some(room) = message.room().filter(|_| is_shareable(message, overrides)) {
+            self.plans.insert(room.clone(), Arc::clone(plan));
+        }
+    }
+
+    /// The content of a message, once there is room for its bytes.
+    ///
+    /// # Errors
+    /// When the partition was cancelled meanwhile.
+    pub(super) async fn payload(&mut self, message: &Message) -> Result<Payload, Cancelled> {
+        self.hold.offset = Some(message.record.origin.offset);
+        let content = Content {
+            operation: message.operation,
+            body: &message.body,
+            sent_ms: message.record.timestamp_ms.unwrap_or_default(),
+            traceparent: message.record.header(TRACEPARENT),
+            replayed: false,
+        };
+        match self.fleet.try_payload(&content) {
+            Some(payload) => Ok(payload),
+            None => {
+                // What holds the bytes has to get on its way.
+                self.queue_all().await?;
+                self.wait_for_room(self.fleet.payload(&content)).await
+            }
+        }
+    }
+
+    /// Queues a message, perhaps together with later ones of its room.
+    ///
+    /// # Errors
+    /// When the partition was cancelled meanwhile.
+    pub(super) async fn queue(
+        &mut self,
+        room: Option<RoomId>,
+        plan: Arc<MessagePlan>,
+        message: CallMessage,
+    ) -> Result<(), Cancelled> {
+        let Some(room) = room.filter(|_| plan.is_for_room()) else {
+            self.queue_all().await?;
+            return self.send(None, &plan, Run::one(message)).await;
+        };
+        let message = match self.runs.get_mut(&room) {
+            Some(open) if Arc::ptr_eq(&open.plan, &plan) => match open.run.push(message) {
+                Ok(()) => return Ok(()),
+                Err(message) => message,
+            },
+            Some(_) => message,
+            None => {
+                self.rooms.push(room.clone());
+                self.runs.insert(room, OpenRun { plan, run: Run::one(message) });
+                return Ok(());
+            }
+        };
+        let next = OpenRun { plan, run: Run::one(message) };
+        if let Some(OpenRun { plan, run }) = self.runs.insert(room.clone(), next) {
+            self.send(Some(&room), &plan, run).await?;
+        }
+        Ok(())
+    }
+
+    /// Queues all messages that wait for others.
+    ///
+    /// # Errors
+    /// When the partition was cancelled meanwhile.
+    pub(super) async fn queue_all(&mut self) -> Result<(), Cancelled> {
+        for room in std::mem::take(&mut self.rooms) {
+            if let Some(OpenRun { plan, run }) = self.runs.remove(&room) {
+                self.send(Some(&room), &plan, run).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins a wait: everything is on its way.
+    ///
+    /// # Errors
+    /// When the partition was cancelled meanwhile.
+    pub(super) async fn flush(&mut self) -> Result<(), Cancelled> {
+        self.queue_all().await?;
+        self.batch.flush();
+        Ok(())
+    }
+
+    /// Continues after a wait.
+    pub(super) fn resume(&mut self) {
+        self.batch.resume();
+    }
+
+    /// Queues a run: first at the comets that have room, then at the others, waiting for room.
+    async fn send(&mut self, room: Option<&RoomId>, plan: &MessagePlan, run: Run) -> Result<(), Cancelled> {
+        let run = Arc::new(run);
+        let mut waiting = Vec::new();
+        for (at, call) in plan.calls.iter().enumerate() {
+            let request = CallRequest {
+                comet: call.delivery.comet.clone(),
+                named_by: call.delivery.named_by,
+                target: call.delivery.target.clone(),
+                room: room.cloned(),
+                run: MessageRun::new(Arc::clone(&run), at),
+            };
+            waiting.extend(self.batch.try_send(request).err());
+        }
+        for request in waiting {
+            self.wait_for_room(self.fleet.send(request)).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits for room in the comets' queues. A long wait is reported as a stall.
+    async fn wait_for_room<T>(&mut self, room: impl Future<Output = T>) -> Result<T, Cancelled> {
+        self.batch.flush();
+        let room = std::pin::pin!(room);
+        let cause = || COMETS_ARE_FULL.to_owned();
+        let done = hold_behind(self.hold, StallStage::Dispatch, BACK_PRESSURE, cause, room).await?;
+        self.batch.resume();
+        Ok(done)
+    }
+}
+
+/// Whether a message may share the plan of others of its room: no policy changed its comets, and it was
+/// not redriven for some of its recipients.
+fn is_shareable(message: &Message, overrides: &Overrides) -> bool {
+    let is_changed = overrides.restricts() || !overrides.also.is_empty();
+    !is_changed && message.record.trusted_id().is_none()
 }

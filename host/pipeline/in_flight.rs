@@ -15,20 +15,19 @@ use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::comets::{CallOutcome, OrderHold, Outcomes, ReplyTo};
+use crate::comets::{CallOutcome, OrderHold, Outcomes};
 use crate::consumer::UntilCommitted;
-use crate::decision::AbsentRecipient;
+use crate::decision::TrailEntry;
+use crate::message::Message;
 use crate::offsets::AckHandle;
 use crate::panics;
-use crate::pipeline::call::{Acceptance, Exception};
-use crate::pipeline::chain::BatchChain;
+use crate::pipeline::call::{Acceptance, Exception, MessagePlan};
 use crate::pipeline::delivery_task::{DeliveryTask, StageOutcome};
 use crate::pipeline::key_order::KeyPosition;
 use crate::pipeline::metrics::Settled;
 use crate::pipeline::outcome::MessageOutcome;
 use crate::pipeline::parts::Pipeline;
 use crate::pipeline::trace::{MessageTrace, UnsettledRecord};
-use crate::router::Route;
 
 /// How long a message that was given up holds its order after its outcome, if Kafka accepts no commit.
 const LONGEST_COMMIT: Duration = Duration::from_secs(30);
@@ -36,7 +35,7 @@ const LONGEST_COMMIT: Duration = Duration::from_secs(30);
 /// A message and its calls.
 #[derive(Debug)]
 pub(super) struct InFlight {
-    /// Calls without an outcome, and one more until all calls are queued.
+    /// Calls without an outcome.
     open: AtomicUsize,
     /// The calls that were not simply acknowledged.
     exceptions: Mutex<Vec<Exception>>,
@@ -47,21 +46,30 @@ pub(super) struct InFlight {
 
 /// What a message needs once its calls have ended.
 pub(super) struct Rest {
-    pub(super) trace: MessageTrace,
-    pub(super) chain: BatchChain,
-    /// The room, when it was looked up.
-    pub(super) route: Option<Arc<Route>>,
-    /// Recipients that are absent regardless of the calls' outcomes.
-    pub(super) absent: Arc<[AbsentRecipient]>,
+    pub(super) message: Message,
+    pub(super) pending: UnsettledRecord,
+    pub(super) trail: Vec<TrailEntry>,
+    pub(super) plan: Arc<MessagePlan>,
+    /// When its batch started.
+    pub(super) started: Instant,
     /// The absent recipients' permits from the budget of all messages.
     pub(super) absent_permit: Option<OwnedSemaphorePermit>,
     /// When its calls were queued.
     pub(super) queued: Instant,
 }
 
+impl Rest {
+    fn into_trace(self) -> (MessageTrace, Option<OwnedSemaphorePermit>) {
+        let Self { message, pending, trail, plan, started, absent_permit, .. } = self;
+        let mut trace = MessageTrace::new(message, pending, trail, started);
+        trace.plan = Some(plan);
+        (trace, absent_permit)
+    }
+}
+
 impl std::fmt::Debug for Rest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Rest").field("record", &self.trace.record.origin).finish_non_exhaustive()
+        f.debug_struct("Rest").field("record", &self.message.record.origin).finish_non_exhaustive()
     }
 }
 
@@ -86,36 +94,22 @@ impl std::fmt::Debug for Settler {
 }
 
 impl InFlight {
-    /// A message that has no calls yet.
-    pub(super) fn new(settler: &Arc<Settler>) -> Arc<Self> {
+    /// A message whose calls are about to be queued. Once they have ended, which is now if there are
+    /// none, the settler gets it.
+    pub(super) fn new(settler: &Arc<Settler>, rest: Rest) -> Arc<Self> {
         settler.pipeline.metrics.in_flight.inc();
         settler.in_flight.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Self {
-            open: AtomicUsize::new(1),
+        let calls = rest.plan.calls.len();
+        let in_flight = Arc::new(Self {
+            open: AtomicUsize::new(calls),
             exceptions: Mutex::default(),
-            rest: Mutex::default(),
+            rest: Mutex::new(Some(rest)),
             settler: Arc::clone(settler),
-        })
-    }
-
-    /// Where this call reports its outcome.
-    pub(super) fn reply(self: &Arc<Self>, call: usize) -> ReplyTo {
-        self.open.fetch_add(1, Ordering::Relaxed);
-        ReplyTo::new(Arc::<Self>::clone(self), call)
-    }
-
-    /// All calls are queued. Once they have ended, which may be now, the settler gets the message.
-    pub(super) fn go_on_with(self: Arc<Self>, rest: Rest) {
-        *self.rest.lock() = Some(rest);
-        self.close_one();
-    }
-
-    fn close_one(self: Arc<Self>) {
-        // The last call to end must see the exceptions that the others recorded.
-        if self.open.fetch_sub(1, Ordering::AcqRel) == 1 {
-            let settler = Arc::clone(&self.settler);
-            settler.take_over(self);
+        });
+        if calls == 0 {
+            Arc::clone(&in_flight).finish();
         }
+        in_flight
     }
 }
 
@@ -130,11 +124,17 @@ impl Drop for InFlight {
 }
 
 impl Outcomes for InFlight {
-    fn ended(self: Arc<Self>, call: usize, outcome: CallOutcome, hold: Option<OrderHold>) {
+    fn ended(&self, call: usize, outcome: CallOutcome, hold: Option<OrderHold>) -> bool {
         if outcome != CallOutcome::Acknowledged {
             self.exceptions.lock().push(Exception { call, outcome, hold });
         }
-        self.close_one();
+        // The last call to end must see the exceptions that the others recorded.
+        self.open.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    fn finish(self: Arc<Self>) {
+        let settler = Arc::clone(&self.settler);
+        settler.take_over(self);
     }
 
     fn is_cancelled(&self) -> bool {
@@ -209,35 +209,39 @@ impl Settler {
     /// one gets a task.
     fn settle(&self, message: &InFlight, settled: &mut Settled) -> Option<UnsettledRecord> {
         let exceptions = std::mem::take(&mut *message.exceptions.lock());
-        let mut rest = message.rest.lock().take()?;
+        let rest = message.rest.lock().take()?;
         settled.queued.push(rest.queued);
         if self.cancel.is_cancelled() {
             // The record will be delivered again.
             return None;
         }
-        if !exceptions.is_empty() || !rest.absent.is_empty() {
+        let plan = &rest.plan;
+        if !exceptions.is_empty() || !plan.absent.is_empty() {
             self.go_the_long_way(rest, exceptions);
             return None;
         }
-        let trace = &mut rest.trace;
         let outcome =
-            if trace.calls.is_empty() { MessageOutcome::NoRecipients } else { MessageOutcome::Delivered };
-        for call in &mut trace.calls {
-            call.acceptance = Acceptance::All;
-            trace.counts.sent += call.recipients.len();
+            if plan.calls.is_empty() { MessageOutcome::NoRecipients } else { MessageOutcome::Delivered };
+        settled.add(outcome, plan.recipients, plan.withheld, rest.started);
+        if !tracing::enabled!(tracing::Level::DEBUG) {
+            return Some(rest.pending);
         }
-        settled.add(outcome, trace);
-        trace.log_settled(rest.chain.set(), outcome, &"");
-        Some(rest.trace.pending)
+        let (mut trace, _) = rest.into_trace();
+        let Some(plan) = trace.plan.clone() else { return Some(trace.pending) };
+        trace.accepted.extend(plan.calls.iter().map(|_| Acceptance::All));
+        trace.counts.sent = plan.recipients;
+        trace.log_settled(plan.chain.set(), outcome, &"");
+        Some(trace.pending)
     }
 
     fn go_the_long_way(&self, rest: Rest, exceptions: Vec<Exception>) {
-        let Rest { trace, chain, route, absent, absent_permit, .. } = rest;
+        let chain = rest.plan.chain.clone();
+        let (trace, absent_permit) = rest.into_trace();
         let delivery_task =
             DeliveryTask { pipeline: Arc::clone(&self.pipeline), chain, cancel: self.cancel.clone(), trace };
         let mut exceptions = exceptions;
         let holds: Vec<_> = exceptions.iter_mut().filter_map(|exception| exception.hold.take()).collect();
-        let outcome = StageOutcome::Delivered { route, exceptions, absent, absent_permit };
+        let outcome = StageOutcome::Delivered { exceptions, absent_permit };
         let until_committed = self.until_committed.clone();
         let run = async move {
             let offset = delivery_task.run(outcome).await;

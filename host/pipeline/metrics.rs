@@ -14,7 +14,6 @@ use tracing::{debug, error, warn};
 use crate::dead_letter::{DeadLetterReason, Stage};
 use crate::message::Record;
 use crate::pipeline::outcome::{HandOverOutcome, MessageOutcome, RecipientOutcome};
-use crate::pipeline::trace::MessageTrace;
 use crate::telemetry::{LogThrottle, label_enum, latency_histogram};
 
 label_enum! {
@@ -104,14 +103,14 @@ impl Settled {
         Self { now, delivered: 0, nobody: 0, sent: 0, withheld: 0, started: Vec::new(), queued: Vec::new() }
     }
 
-    pub(super) fn add(&mut self, outcome: MessageOutcome, trace: &MessageTrace) {
+    pub(super) fn add(&mut self, outcome: MessageOutcome, sent: usize, withheld: usize, started: Instant) {
         match outcome {
             MessageOutcome::Delivered => self.delivered += 1,
             _ => self.nobody += 1,
         }
-        self.sent += trace.counts.sent;
-        self.withheld += trace.withheld;
-        self.started.push(trace.started);
+        self.sent += sent;
+        self.withheld += withheld;
+        self.started.push(started);
     }
 }
 

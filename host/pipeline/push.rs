@@ -13,7 +13,8 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::comets::{
-    CallOutcome, CallRequest, Content, Fleet, OrderHold, Outcomes, PartialDelivery, ReplyTo,
+    CallMessage, CallOutcome, CallRequest, Content, Fleet, MessageRun, OrderHold, Outcomes, PartialDelivery,
+    Run,
 };
 use crate::directory::Unavailable;
 use crate::membership::Connection;
@@ -64,12 +65,15 @@ struct SentCall {
 struct PushReply(Mutex<Option<oneshot::Sender<CallOutcome>>>);
 
 impl Outcomes for PushReply {
-    fn ended(self: Arc<Self>, _: usize, delivered: CallOutcome, _: Option<OrderHold>) {
+    fn ended(&self, _: usize, delivered: CallOutcome, _: Option<OrderHold>) -> bool {
         if let Some(reply) = self.0.lock().take() {
             // Fails if nobody waits any more.
             let _ = reply.send(delivered);
         }
+        true
     }
+
+    fn finish(self: Arc<Self>) {}
 
     fn is_cancelled(&self) -> bool {
         self.0.lock().as_ref().is_none_or(oneshot::Sender::is_closed)
@@ -143,14 +147,14 @@ impl Pusher<'_> {
         let mut sent = Vec::with_capacity(by_comet.len());
         for (comet, connections) in by_comet {
             let (reply, outcome) = oneshot::channel();
+            let outcomes = Arc::new(PushReply(Mutex::new(Some(reply))));
+            let message = CallMessage { payload: payload.clone(), id: id.clone(), outcomes };
             let request = CallRequest {
                 comet: comet.clone(),
                 named_by: NamedBy::Directory,
                 target: CallTarget::Connections(connections.clone()),
                 room: None,
-                payload: payload.clone(),
-                message: id.clone(),
-                reply: ReplyTo::new(Arc::new(PushReply(Mutex::new(Some(reply)))), 0),
+                run: MessageRun::new(Arc::new(Run::one(message)), 0),
             };
             self.fleet.send(request).await;
             sent.push(SentCall { connections, outcome });

@@ -9,7 +9,7 @@ use tracing::{Level, debug};
 use crate::decision::{AbsentRecipient, TrailEntry};
 use crate::message::{Audience, CometAddr, Message, Record};
 use crate::offsets::AckHandle;
-use crate::pipeline::call::{Acceptance, DispatchedCall};
+use crate::pipeline::call::{Acceptance, MessagePlan, PlannedCall};
 use crate::pipeline::key_order::KeyPosition;
 use crate::pipeline::outcome::MessageOutcome;
 use crate::policy::PolicySet;
@@ -33,10 +33,10 @@ pub(super) struct MessageTrace {
     pub(super) pending: UnsettledRecord,
     pub(super) trail: Vec<TrailEntry>,
     pub(super) started: Instant,
-    pub(super) connections: Option<usize>,
-    pub(super) stale: usize,
-    pub(super) withheld: usize,
-    pub(super) calls: Vec<DispatchedCall>,
+    /// What was planned, if it got that far.
+    pub(super) plan: Option<Arc<MessagePlan>>,
+    /// What the comets accepted, by planned call.
+    pub(super) accepted: Vec<Acceptance>,
     /// The recipients that were not reached.
     pub(super) absent: Arc<[AbsentRecipient]>,
     /// The first few comets that were not reached, and why.
@@ -77,15 +77,28 @@ impl MessageTrace {
             pending,
             trail: Vec::new(),
             started,
-            connections: None,
-            stale: 0,
-            withheld: 0,
-            calls: Vec::new(),
+            plan: None,
+            accepted: Vec::new(),
             absent: Arc::default(),
             unreachable: Vec::new(),
             unreachable_comets: 0,
             counts: RecipientCounts::default(),
         }
+    }
+
+    /// The planned calls.
+    pub(super) fn calls(&self) -> &[PlannedCall] {
+        self.plan.as_ref().map(|plan| &*plan.calls).unwrap_or_default()
+    }
+
+    /// How many recipients a policy withholds it from.
+    pub(super) fn withheld(&self) -> usize {
+        self.plan.as_ref().map_or(0, |plan| plan.withheld)
+    }
+
+    /// The recipients that were reached.
+    pub(super) fn reached(&self) -> impl Iterator<Item = &Recipient> {
+        self.calls().iter().zip(&self.accepted).flat_map(|(call, accepted)| call.reached(accepted))
     }
 
     /// A comet was not reached, or only partially.
@@ -104,15 +117,17 @@ impl MessageTrace {
         let plugins: Vec<_> = set.versions().iter().map(ToString::to_string).collect();
         let decisions: Vec<_> = self.trail.iter().map(ToString::to_string).collect();
         let RecipientCounts { sent, failed, stored, notified, dropped } = self.counts;
+        let route = self.plan.as_ref().and_then(|plan| plan.route.as_deref());
         debug!(
             id = %self.record.message_id(),
             kind = self.message.as_ref().map(|message| kind(&message.audience)),
             room = self.message.as_ref().and_then(Message::room).map(tracing::field::display),
             operation = self.message.as_ref().map(|message| message.operation),
-            connections = self.connections, stale = self.stale, comets = self.calls.len(),
-            sent_to = ?self.sent_to(), sent, failed, reached = ?self.reached(),
+            connections = route.map(|route| route.connections), stale = route.map_or(0, |route| route.stale),
+            comets = self.calls().len(),
+            sent_to = ?self.sent_to(), sent, failed, reached = ?self.reached_names(),
             offline = self.absent.len(), away = ?self.away(), stored, notified, dropped,
-            withheld = self.withheld, unreachable = ?self.unreachable, unreachable_comets = self.unreachable_comets, generation = %set.generation(),
+            withheld = self.withheld(), unreachable = ?self.unreachable, unreachable_comets = self.unreachable_comets, generation = %set.generation(),
             plugins = ?plugins, decisions = ?decisions, outcome = outcome.as_str(), %reason,
             took_ms = self.started.elapsed().as_secs_f64() * 1e3,
             "message settled"
@@ -121,13 +136,16 @@ impl MessageTrace {
 
     /// `address: recipients` of the first few comets that accepted it.
     fn sent_to(&self) -> Vec<String> {
-        let taken = self.calls.iter().filter(|call| call.acceptance != Acceptance::Nothing).take(NAMED);
-        taken.map(|call| format!("{}: {}", call.comet, call.reached().count())).collect()
+        let calls = self.calls().iter().zip(&self.accepted);
+        let taken = calls.filter(|(_, accepted)| **accepted != Acceptance::Nothing).take(NAMED);
+        taken
+            .map(|(call, accepted)| format!("{}: {}", call.delivery.comet, call.reached(accepted).count()))
+            .collect()
     }
 
     /// The first few users that it reached, or connections without a user.
-    fn reached(&self) -> Vec<&str> {
-        self.calls.iter().flat_map(DispatchedCall::reached).map(Recipient::name).take(NAMED).collect()
+    fn reached_names(&self) -> Vec<&str> {
+        self.reached().map(Recipient::name).take(NAMED).collect()
     }
 
     /// The first few users that it did not reach.

@@ -14,35 +14,27 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt as _;
 use futures_util::stream::{FuturesUnordered, Stream as _};
 use tokio::sync::mpsc;
-use tracing::{debug, info, warn};
 
 use super::active::ActiveGauge;
-use super::call::{
-    Attempt, AttemptResult, InFlightCall, MAX_MERGED_BYTES, MAX_MERGED_MESSAGES, OrderItem, merge_size,
-};
+use super::call::{Attempt, AttemptResult, InFlightCall, OrderItem};
 use super::concurrency::ConcurrencyLimit;
 use super::parked::ParkedQueue;
 use super::probe::{HealthProbe, ProbeReply};
 use super::queue_limit::QueueLimit;
 use super::stream_state::{StreamEvent, Streaming};
-use crate::comets::breaker::{self, AttemptPermit, Breaker, BreakerChange, BreakerState};
+use crate::comets::breaker::{self, AttemptPermit, Breaker, BreakerState};
 use crate::comets::channel::{CometClient, Dialer, Drivers};
-use crate::comets::order::{OrderQueues, Window};
+use crate::comets::message_run::{MAX_MERGED_BYTES, MAX_MERGED_MESSAGES};
+use crate::comets::order::{OrderQueues, Weight, Window};
 use crate::comets::order_key::OrderKey;
 use crate::comets::queued_call::QueuedCall;
 use crate::comets::source::ChannelMode;
 use crate::comets::state::CometState;
 use crate::comets::{CallTimeouts, Config, DeliveryMode, Dialect};
 use crate::message::CallTarget;
-use crate::telemetry::LogThrottle;
 
 /// How many batches of calls are received at a time.
 const RECEIVE_BATCH: usize = 16;
-
-/// Throttles lines about breakers, over all comets: thousands may change at once, and a hostile
-/// comet may change as often as it likes.
-static OPENED_LOG: LogThrottle = LogThrottle::new(20, Duration::from_secs(10));
-static CLOSED_LOG: LogThrottle = LogThrottle::new(20, Duration::from_secs(10));
 
 pub(super) struct Actor {
     pub(super) active: ActiveGauge,
@@ -193,8 +185,8 @@ impl Actor {
 
     pub(super) fn queue(&mut self, call: QueuedCall, now: Instant) {
         let merges = self.merges && matches!(call.target, CallTarget::Room(_));
-        let size = merges.then(|| merge_size(&call, self.with_ids));
-        self.queues.push(call.order(), size, OrderItem::QueuedCall(call), now);
+        let weight = merges.then(|| Weight { items: call.len(), bytes: call.merge_size() });
+        self.queues.push(call.order(), weight, OrderItem::QueuedCall(call), now);
     }
 
     /// When the next timer is due.
@@ -256,9 +248,9 @@ impl Actor {
         let (token, item) = self.queues.next_ready(now)?;
         match item {
             OrderItem::QueuedCall(queued) => {
-                let mut call = InFlightCall::new(token, queued);
+                let mut call = InFlightCall::new(token, queued, self.merges);
                 if self.merges {
-                    call.merge_following(&mut self.queues, self.with_ids);
+                    call.merge_following(&mut self.queues);
                 }
                 Some(Some(call))
             }
@@ -290,64 +282,6 @@ impl Actor {
             request,
             method,
             timeout: self.timing.request_timeout,
-        }
-    }
-
-    /// Handles the result of a health probe.
-    fn found(&mut self, found: ProbeReply) {
-        let Some(client) = self.probe.found(found, Instant::now()) else { return };
-        self.renew_channel();
-        self.client = Some(client);
-        self.active.state.note_answer();
-        let change = self.breaker.force_close();
-        self.changed(change);
-    }
-
-    /// Handles a change of the breaker.
-    pub(super) fn changed(&mut self, change: BreakerChange) {
-        if change == BreakerChange::Nothing {
-            return;
-        }
-        let address = &self.active.state.address;
-        match change {
-            BreakerChange::Nothing => {}
-            BreakerChange::Opened(time) => {
-                let error = self.active.state.last_error().unwrap_or_default();
-                let Some(held_back) = OPENED_LOG.admit() else {
-                    debug!(comet = %address, error, retry_in = ?time, "the breaker is open");
-                    return self.state_changed();
-                };
-                warn!(
-                    comet = %address, error, retry_in = ?time, held_back,
-                    "comet unreachable: its breaker is open and its recipients go to the offline policy; check that the comet runs and is reachable"
-                );
-            }
-            BreakerChange::StillOpen(time) => debug!(comet = %address, retry_in = ?time, "the probe failed"),
-            BreakerChange::Closed => {
-                if let Some(held_back) = CLOSED_LOG.admit() {
-                    info!(comet = %address, held_back, "comet recovered: its breaker is closed");
-                }
-            }
-        }
-        self.state_changed();
-    }
-
-    /// The breaker's state has changed.
-    fn state_changed(&mut self) {
-        self.active.set(self.breaker.state());
-        if self.breaker.state() == BreakerState::Closed {
-            self.probe.closed();
-        }
-        if self.breaker.state() == BreakerState::Open {
-            // The probe has to test the comet, not an old connection.
-            self.renew_channel();
-            for (_, call) in std::mem::take(&mut self.backing_off) {
-                self.fail_call(call, "the comet's breaker is open");
-            }
-            let why = self.open_breaker();
-            for call in self.parked.drain() {
-                call.give_up(why.clone());
-            }
         }
     }
 
@@ -408,11 +342,6 @@ impl Actor {
         } else {
             self.ready.push(call);
         }
-    }
-
-    fn open_breaker(&self) -> String {
-        let last = self.active.state.last_error().unwrap_or_default();
-        format!("the comet's breaker is open; last error: {last}")
     }
 
     pub(super) fn fail_call(&mut self, mut call: InFlightCall, why: &str) {

@@ -8,19 +8,15 @@ use crate::comets::channel::{self, CometClient};
 use crate::comets::comet::parked::{ParkedCalls, ParkedQueue};
 use crate::comets::grpc::CallFailure;
 use crate::comets::hold::HeldKeys;
+use crate::comets::message_run::{CallMessage, MAX_MERGED_BYTES, MAX_MERGED_MESSAGES};
 use crate::comets::order::{OrderQueues, OrderToken};
 use crate::comets::order_key::OrderKey;
 use crate::comets::queued_call::QueuedCall;
 use crate::comets::stream::open::Offered;
 use crate::comets::wire::Method;
 use crate::comets::{CallOutcome, Dialect};
-use crate::message::{CallTarget, ConnectionId, MESSAGE_ID};
+use crate::message::{CallTarget, ConnectionId};
 
-/// The maximum number of messages for one room that are merged into one call.
-pub(super) const MAX_MERGED_MESSAGES: usize = 100;
-pub(super) const MAX_MERGED_BYTES: usize = 64 * 1024;
-/// The maximum size of their ids as metadata: gRPC's C++ servers refuse more than 8 KiB by default.
-const MAX_MERGED_METADATA: usize = 7 * 1024;
 /// When a comet does not accept a call for many connections, they are tried in groups of
 /// `SPLIT_SIZE`, then of `DIVIDE_AGAIN`, then one by one.
 const SPLIT_SIZE: usize = 64;
@@ -40,7 +36,8 @@ pub(super) struct InFlightCall {
     token: OrderToken,
     /// In order; the front ones are part of the next attempt.
     calls: VecDeque<QueuedCall>,
-    /// Whether each message gets a call of its own, although there are several.
+    /// Whether each message gets a call of its own, although there are several. Then each call has one
+    /// message.
     unmerged: bool,
     /// Whether its messages were parked, in this order.
     was_parked: bool,
@@ -51,23 +48,25 @@ pub(super) struct InFlightCall {
 }
 
 impl InFlightCall {
-    /// A new call that may start.
-    pub(super) fn new(token: OrderToken, call: QueuedCall) -> Self {
+    /// A new call that may start. It merges with others, or each message has a call of its own.
+    pub(super) fn new(token: OrderToken, call: QueuedCall, merges: bool) -> Self {
         let sent_before = || call.last_error.as_deref().map(str::to_owned);
         let last_error = call.not_taken_whole().or_else(sent_before);
-        let calls = VecDeque::from([call]);
-        Self { token, calls, unmerged: false, was_parked: false, may_be_late: false, failures: 0, last_error }
+        let calls = if merges { VecDeque::from([call]) } else { call.into_singles().collect() };
+        let unmerged = calls.len() > 1;
+        Self { token, calls, unmerged, was_parked: false, may_be_late: false, failures: 0, last_error }
     }
 
     /// A retry of parked calls.
     pub(super) fn from_parked(token: OrderToken, waiting: ParkedCalls) -> Self {
         let ParkedCalls { calls, failures, last_error, was_held, .. } = waiting;
+        let calls = singles(calls);
         Self { token, calls, unmerged: true, was_parked: true, may_be_late: was_held, failures, last_error }
     }
 
     /// Calls that were sent by a stream and hold this order.
     pub(super) fn from_stream(token: OrderToken, calls: VecDeque<QueuedCall>, error: &str) -> Self {
-        let last_error = Some(error.to_owned());
+        let (calls, last_error) = (singles(calls), Some(error.to_owned()));
         Self { token, calls, unmerged: true, was_parked: false, may_be_late: false, failures: 0, last_error }
     }
 
@@ -88,18 +87,19 @@ impl InFlightCall {
     }
 
     /// Merges the messages that wait right behind it for the same room.
-    pub(super) fn merge_following(&mut self, queues: &mut OrderQueues<OrderKey, OrderItem>, with_ids: bool) {
+    pub(super) fn merge_following(&mut self, queues: &mut OrderQueues<OrderKey, OrderItem>) {
         let Some(first) = self.calls.front() else { return };
         let CallTarget::Room(room) = first.target.clone() else { return };
-        let mut size = merge_size(first, with_ids);
-        while self.calls.len() < MAX_MERGED_MESSAGES {
+        let (mut messages, mut size) = (first.len(), first.merge_size());
+        loop {
             let fits = |item: &OrderItem| {
                 let OrderItem::QueuedCall(call) = item else { return false };
-                let is_small = size + merge_size(call, with_ids) <= MAX_MERGED_BYTES;
-                is_small && matches!(&call.target, CallTarget::Room(other) if *other == room)
+                messages + call.len() <= MAX_MERGED_MESSAGES
+                    && size + call.merge_size() <= MAX_MERGED_BYTES
+                    && matches!(&call.target, CallTarget::Room(other) if *other == room)
             };
             let Some(OrderItem::QueuedCall(call)) = queues.join_next(&self.token, fits) else { return };
-            size += merge_size(&call, with_ids);
+            (messages, size) = (messages + call.len(), size + call.merge_size());
             self.calls.push_back(call);
         }
     }
@@ -117,9 +117,14 @@ impl InFlightCall {
         self.unmerged |= !self.keys().is_empty();
     }
 
+    /// How many of its calls are part of the next attempt.
+    fn attempted(&self) -> usize {
+        if self.unmerged { self.calls.len().min(1) } else { self.calls.len() }
+    }
+
     /// How many messages the next attempt carries.
     pub(super) fn batch_len(&self) -> usize {
-        if self.unmerged { self.calls.len().min(1) } else { self.calls.len() }
+        self.calls.iter().take(self.attempted()).map(QueuedCall::len).sum()
     }
 
     /// The connections that the next attempt names.
@@ -129,23 +134,24 @@ impl InFlightCall {
 
     /// The request of the next attempt.
     pub(super) fn request(&self, dialect: Dialect, with_ids: bool) -> (channel::GrpcRequest, Method) {
-        let calls = || self.calls.iter().take(self.batch_len());
+        let messages = || self.calls.iter().take(self.attempted()).flat_map(QueuedCall::messages);
         let first = &self.calls[0];
         let request = match &first.target {
             CallTarget::Room(room) if self.batch_len() > 1 => {
-                dialect.merged(room, calls().map(|call| &call.payload))
+                dialect.merged(room, messages().map(|message| &message.payload))
             }
-            target => dialect.request(target, &first.payload),
+            target => dialect.request(target, first.payload()),
         };
         let method = request.method;
-        let ids = calls().take(if with_ids { MAX_MERGED_MESSAGES } else { 0 });
-        (channel::GrpcRequest::new(request, ids.map(|call| (&call.payload, &call.message))), method)
+        let ids = messages().take(if with_ids { MAX_MERGED_MESSAGES } else { 0 });
+        let ids = ids.map(|CallMessage { payload, id, .. }| (payload, id));
+        (channel::GrpcRequest::new(request, ids), method)
     }
 
     /// Reports the outcome of the attempt's messages.
     pub(super) fn settle(&mut self, delivered: &CallOutcome) {
-        for call in self.calls.drain(..self.batch_len()) {
-            call.settle(delivered.clone());
+        for call in self.calls.drain(..self.attempted()) {
+            call.settle(delivered);
         }
         self.failures = 0;
     }
@@ -158,14 +164,15 @@ impl InFlightCall {
             && self.calls.front().is_some_and(|next| next.is_sibling_of(&call))
             && let Some(next) = self.calls.pop_front()
         {
-            next.settle(CallOutcome::Refused(why.to_owned()));
+            next.settle(&CallOutcome::Refused(why.to_owned()));
         }
-        call.settle(CallOutcome::Refused(why.to_owned()));
+        call.settle(&CallOutcome::Refused(why.to_owned()));
         self.failures = 0;
     }
 
     /// From now on each message has a call of its own.
     pub(super) fn split_messages(&mut self) {
+        self.calls = singles(std::mem::take(&mut self.calls));
         self.unmerged = true;
     }
 
@@ -203,7 +210,7 @@ impl InFlightCall {
             && let Some(call) = self.calls.pop_front()
         {
             if let Some(why) = call.refused_by_all(SPLIT_SIZE) {
-                call.settle(CallOutcome::Refused(why));
+                call.settle(&CallOutcome::Refused(why));
             } else if !call.may_be_called() {
                 call.settle_unasked();
             } else {
@@ -364,14 +371,7 @@ impl Attempt {
     }
 }
 
-/// The size of a message that may be merged, of which a call takes [`MAX_MERGED_BYTES`]: of its frame,
-/// or of its id in proportion to the limit on ids, whichever is larger.
-pub(super) fn merge_size(call: &QueuedCall, with_ids: bool) -> usize {
-    let frame = call.payload.frame_len();
-    if !with_ids {
-        return frame;
-    }
-    // As HTTP/2 counts a header: name, value and 32 bytes.
-    let metadata = MESSAGE_ID.len() + call.message.as_str().len() + 32;
-    frame.max((metadata * MAX_MERGED_BYTES).div_ceil(MAX_MERGED_METADATA))
+/// The same messages, each in a call of its own.
+fn singles(calls: VecDeque<QueuedCall>) -> VecDeque<QueuedCall> {
+    calls.into_iter().flat_map(QueuedCall::into_singles).collect()
 }

@@ -106,7 +106,7 @@ impl LiveStream {
     /// The messages behind it probe the comet. They keep the order of their keys meanwhile.
     pub(super) fn probe(&mut self, token: OrderToken, permit: AttemptPermit, calls: VecDeque<QueuedCall>) {
         self.probe = Some((token, permit));
-        self.waiting.extend(calls);
+        self.waiting.extend(calls.into_iter().flat_map(QueuedCall::into_singles));
     }
 
     /// The probe, once the comet has acknowledged something.
@@ -115,7 +115,7 @@ impl LiveStream {
     }
 
     pub(super) fn push(&mut self, call: QueuedCall) {
-        self.waiting.push_back(call);
+        self.waiting.extend(call.into_singles());
     }
 
     /// Whether nothing waits and nothing is out.
@@ -136,7 +136,7 @@ impl LiveStream {
                 drop(self.waiting.pop_front());
                 continue;
             }
-            let bytes = call.payload.body_len();
+            let bytes = call.payload().body_len();
             if !self.window.allows(bytes) || !limit.allows(self.window.unsettled()) {
                 break;
             }
@@ -210,7 +210,7 @@ impl LiveStream {
     fn acknowledge(&mut self, acks: Acks, now: Instant) -> Result<Progress, Violation> {
         let settle = |call: QueuedCall, settled| {
             let outcome = outcome(&call.target, settled);
-            call.settle(outcome);
+            call.settle(&outcome);
         };
         let progress = self.window.acknowledge(acks, now, settle)?;
         if progress.settled > 0 {
@@ -235,7 +235,7 @@ impl LiveStream {
     }
 
     fn may_send(&self, limit: &ConcurrencyLimit) -> bool {
-        let bytes = self.waiting.front().map_or(0, |call| call.payload.body_len());
+        let bytes = self.waiting.front().map_or(0, |call| call.payload().body_len());
         let is_open = self.phase == Phase::Open && self.stream.is_writable();
         is_open && self.window.allows(bytes) && limit.allows(self.window.unsettled())
     }

@@ -184,7 +184,7 @@ impl ParkedQueue {
             return;
         }
         call.is_divided = true;
-        let limit = MAX_REQUEST.saturating_sub(call.payload.len()).max(MIN_KEYS);
+        let limit = MAX_REQUEST.saturating_sub(call.payload().len()).max(MIN_KEYS);
         let is_large = call.keys().len() > 1 && call.keys().iter().map(key_len).sum::<usize>() > limit;
         let knows_any = !self.waiting.is_empty() || !self.unresponsive.is_empty() || !held.is_empty();
         if call.keys().len() < 2 || !(is_large || knows_any) {

@@ -28,6 +28,8 @@ use super::actor::Actor;
 use super::call::{InFlightCall, OrderItem};
 use super::live_stream::{Leftovers, LiveStream, Over};
 use super::stream_state::StreamEvent;
+use super::stream_verdict::Verdict;
+use crate::comets::DeliveryMode;
 use crate::comets::breaker::BreakerState;
 use crate::comets::channel::CometClient;
 use crate::comets::grpc::CallFailure;
@@ -37,7 +39,6 @@ use crate::comets::retry;
 use crate::comets::source::ChannelMode;
 use crate::comets::stream::open::{Declined, Offered, StreamEnd, StreamNews};
 use crate::comets::stream::window::Progress;
-use crate::comets::{CallTimeouts, DeliveryMode};
 use crate::telemetry::LogThrottle;
 
 /// After this many streams in a row that were declined or failed, a warning is logged.
@@ -379,72 +380,6 @@ impl Actor {
                 call.last_error = Some(Arc::clone(&error));
             }
             self.queue(call, now);
-        }
-    }
-}
-
-/// How the end of a stream counts.
-struct Verdict {
-    failure: Option<StreamFailure>,
-    why: String,
-    /// Whether the comet counts as unreachable, as after a call without an answer.
-    is_away: bool,
-    is_timeout: bool,
-    /// Whether the channel stays, for calls.
-    keeps_channel: bool,
-}
-
-impl Verdict {
-    fn of(over: Over, is_ending: bool, leftovers: &Leftovers, timing: CallTimeouts) -> Self {
-        let verdict = |failure, why: String| Self {
-            failure,
-            why,
-            is_away: false,
-            is_timeout: false,
-            keeps_channel: false,
-        };
-        match over {
-            Over::Drained => verdict(None, "the comet went away".to_owned()),
-            Over::Stalled => {
-                let why = format!("no credit for a message within {:?}", timing.delivery_timeout);
-                verdict(Some(StreamFailure::stalled), why)
-            }
-            Over::Overdue => {
-                let why = format!("no acknowledgement within {:?}", timing.request_timeout);
-                Self { is_timeout: true, ..verdict(Some(StreamFailure::overdue), why) }
-            }
-            Over::Comet(StreamEnd::Violation(why)) => {
-                Self { keeps_channel: true, ..verdict(Some(StreamFailure::protocol), why) }
-            }
-            Over::Comet(StreamEnd::Lost(failure)) => {
-                // An idle connection may end at any time.
-                let is_away = leftovers.sent > 0;
-                Self { is_away, ..verdict(is_away.then_some(StreamFailure::lost), failure.text()) }
-            }
-            Over::Comet(StreamEnd::Status(status)) => Self::of_status(status, is_ending, leftovers),
-        }
-    }
-
-    /// A handler that ends a stream goes away, or does not work.
-    fn of_status(status: Result<(), CallFailure>, is_ending: bool, leftovers: &Leftovers) -> Self {
-        let why = match &status {
-            Ok(()) => "the comet ended the stream".to_owned(),
-            Err(failure) => failure.text(),
-        };
-        let goes_away = match &status {
-            Ok(()) => true,
-            Err(CallFailure::Status { code, .. }) => {
-                matches!(code, tonic::Code::Unavailable | tonic::Code::Cancelled)
-            }
-            Err(_) => false,
-        };
-        let is_fine = is_ending || (goes_away && (leftovers.has_progress || leftovers.sent == 0));
-        Self {
-            failure: (!is_fine).then_some(StreamFailure::error),
-            why,
-            is_away: false,
-            is_timeout: false,
-            keeps_channel: !is_fine,
         }
     }
 }

@@ -1,7 +1,14 @@
 //! Order queues: examples, and a property over random steps.
 
+use std::time::Duration;
+
 use super::*;
 use proptest::prelude::*;
+
+/// Of one item of this size.
+fn weight(bytes: usize) -> Option<Weight> {
+    Some(Weight { items: 1, bytes })
+}
 
 const NO_WINDOW: Window = Window { time: Duration::ZERO, grid: Duration::ZERO, items: 100, bytes: 1000 };
 const WINDOW: Window =
@@ -51,9 +58,9 @@ fn what_is_behind_joins_whatever_other_keys_wait_between() {
     let now = Instant::now();
     let mut queues = OrderQueues::new(NO_WINDOW);
     let merged = [(1, 1), (2, 2), (1, 3), (3, 4), (1, 5)];
-    merged.iter().for_each(|(key, item)| queues.push(one(*key), Some(10), *item, now));
+    merged.iter().for_each(|(key, item)| queues.push(one(*key), weight(10), *item, now));
     queues.push(Keys::Many(vec![1, 9]), None, 6, now);
-    queues.push(one(1), Some(10), 7, now);
+    queues.push(one(1), weight(10), 7, now);
     let (token, item) = queues.next_ready(now).expect("ready");
     assert_eq!(item, 1);
     assert_eq!(queues.join_next(&token, |item| *item == 9), None);
@@ -67,12 +74,12 @@ fn the_first_goes_at_once_and_what_follows_gathers() {
     let start = Instant::now();
     let later = start + Duration::from_millis(20);
     let mut queues = OrderQueues::new(WINDOW);
-    queues.push(one(1), Some(1), 1, start);
+    queues.push(one(1), weight(1), 1, start);
     let (first, _) = queues.next_ready(start).expect("at once");
     queues.finish(first, later);
-    queues.push(one(1), Some(1), 2, later);
-    queues.push(one(1), Some(1), 3, later);
-    queues.push(one(2), Some(1), 4, later);
+    queues.push(one(1), weight(1), 2, later);
+    queues.push(one(1), weight(1), 3, later);
+    queues.push(one(2), weight(1), 4, later);
     let (other, item) = queues.next_ready(later).expect("another key has no window yet");
     assert_eq!((item, queues.next_ready(later)), (4, None));
     queues.finish(other, later);
@@ -91,12 +98,12 @@ fn as_much_as_travels_together_waits_for_nothing() {
     let now = Instant::now();
     for (size, enough) in [(1, 3), (600, 2)] {
         let mut queues = OrderQueues::new(WINDOW);
-        queues.push(one(1), Some(size), 0, now);
+        queues.push(one(1), weight(size), 0, now);
         let (first, _) = queues.next_ready(now).expect("at once");
         queues.finish(first, now);
         for number in 1..=enough {
             assert_eq!(queues.next_ready(now), None);
-            queues.push(one(1), Some(size), number, now);
+            queues.push(one(1), weight(size), number, now);
         }
         assert_eq!(queues.next_ready(now).map(|(_, item)| item), Some(1));
     }
@@ -106,10 +113,10 @@ fn as_much_as_travels_together_waits_for_nothing() {
 fn a_barrier_waits_for_all_before_it_and_holds_all_behind_it() {
     let now = Instant::now();
     let mut queues = OrderQueues::new(WINDOW);
-    queues.push(one(1), Some(1), 1, now);
+    queues.push(one(1), weight(1), 1, now);
     let (first, _) = queues.next_ready(now).expect("ready");
     queues.finish(first, now);
-    queues.push(one(1), Some(1), 2, now);
+    queues.push(one(1), weight(1), 2, now);
     queues.push(Keys::Barrier, None, 3, now);
     queues.push(one(2), None, 4, now);
     let (second, item) = queues.next_ready(now).expect("no window before a barrier");
@@ -215,7 +222,7 @@ impl Watched {
     }
 
     fn push(&mut self, keys: Keys<u8>, merges: Option<usize>, all: Vec<u8>) {
-        self.queues.push(keys, merges, (all, self.pushed), self.now);
+        self.queues.push(keys, merges.and_then(weight), (all, self.pushed), self.now);
         self.pushed += 1;
     }
 

@@ -1,5 +1,4 @@
-//! The frames of a stream: messages of the gateway are written into batches, frames of the comet are
-//! read from what arrives.
+//! The frames that a stream sends: messages are written into batches.
 //!
 //! Pure. A batch is one gRPC message with many messages in it, written in one pass into a buffer that
 //! is reused. A body is copied once per comet, or shared by all comets if it is large.
@@ -8,11 +7,12 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use prost::Message as _;
 use prost::encoding::{encode_varint, encoded_len_varint};
 
-use crate::comets::proto::delivery::{Finish, FromComet, Hello, Ping, ToComet, to_comet};
+use crate::comets::proto::delivery::{Finish, Hello, Ping, ToComet, to_comet};
+use crate::comets::protobuf::{int_len, int32, item_len, put_int, put_item, put_text, text_len};
 use crate::message::CallTarget;
 
 /// gRPC's prefix of every message: a flag for compression, and the length in four bytes.
-const PREFIX: usize = 5;
+pub(super) const PREFIX: usize = 5;
 /// The prefix, the tag of `ToComet.messages`, and its length.
 const HEAD: usize = PREFIX + 1 + 10;
 /// A batch is not extended beyond this size: gRPC servers reject messages of more than 4 MiB by default.
@@ -21,8 +21,6 @@ const BATCH: usize = 64 * 1024;
 const FIRST: usize = 1024;
 /// From this size on, a body is shared instead of copied.
 const SHARED_FROM: usize = 16 * 1024;
-/// The maximum size of a frame of the comet: gRPC's own default.
-const MAX_FRAME: usize = 4 * 1024 * 1024;
 
 /// The tags of the fields: number and wire type.
 const MESSAGES: u8 = 0x12;
@@ -110,12 +108,15 @@ impl BatchWriter {
 impl Outgoing<'_> {
     /// The size of the message in bytes.
     fn len(&self, audience: &Audience<'_>) -> usize {
-        let body =
-            if self.body.is_empty() { 0 } else { 1 + varint_len(self.body.len() as u64) + self.body.len() };
+        let body = if self.body.is_empty() {
+            0
+        } else {
+            1 + encoded_len_varint(self.body.len() as u64) + self.body.len()
+        };
         int_len(self.seq)
             + text_len(self.id)
             + audience.len()
-            + int_len(i64::from(self.operation) as u64)
+            + int_len(int32(self.operation))
             + int_len(self.sent_ms as u64)
             + int_len(u64::from(self.replayed))
             + text_len(self.traceparent)
@@ -127,7 +128,7 @@ impl Outgoing<'_> {
         put_int(SEQ, self.seq, buffer);
         put_text(ID, self.id, buffer);
         audience.write(buffer);
-        put_int(OPERATION, i64::from(self.operation) as u64, buffer);
+        put_int(OPERATION, int32(self.operation), buffer);
         put_int(SENT_MS, self.sent_ms as u64, buffer);
         put_int(REPLAYED, u64::from(self.replayed), buffer);
         put_text(TRACEPARENT, self.traceparent, buffer);
@@ -148,17 +149,14 @@ impl<'a> Audience<'a> {
     fn of(target: &'a CallTarget) -> Self {
         let content = match target {
             CallTarget::Room(room) => room.as_str().len(),
-            CallTarget::Connections(ids) => {
-                let length = |length: usize| 1 + varint_len(length as u64) + length;
-                ids.iter().map(|id| length(id.as_str().len())).sum()
-            }
-            CallTarget::Everyone { speed } => int_len(i64::from(*speed) as u64),
+            CallTarget::Connections(ids) => ids.iter().map(|id| item_len(id.as_str())).sum(),
+            CallTarget::Everyone { speed } => int_len(int32(*speed)),
         };
         Self { target, content }
     }
 
     fn len(&self) -> usize {
-        1 + varint_len(self.content as u64) + self.content
+        1 + encoded_len_varint(self.content as u64) + self.content
     }
 
     fn write(&self, buffer: &mut BytesMut) {
@@ -173,47 +171,14 @@ impl<'a> Audience<'a> {
             }
             CallTarget::Connections(ids) => {
                 begin(CONNECTIONS);
-                for id in ids {
-                    buffer.put_u8(IDS);
-                    encode_varint(id.as_str().len() as u64, buffer);
-                    buffer.put_slice(id.as_str().as_bytes());
-                }
+                ids.iter().for_each(|id| put_item(IDS, id.as_str(), buffer));
             }
             CallTarget::Everyone { speed } => {
                 begin(EVERYONE);
-                put_int(SPEED, i64::from(*speed) as u64, buffer);
+                put_int(SPEED, int32(*speed), buffer);
             }
         }
     }
-}
-
-/// A number that is not 0, as in proto3.
-fn put_int(tag: u8, value: u64, buffer: &mut BytesMut) {
-    if value != 0 {
-        buffer.put_u8(tag);
-        encode_varint(value, buffer);
-    }
-}
-
-fn int_len(value: u64) -> usize {
-    if value == 0 { 0 } else { 1 + varint_len(value) }
-}
-
-/// A text that is not empty, as in proto3.
-fn put_text(tag: u8, text: &str, buffer: &mut BytesMut) {
-    if !text.is_empty() {
-        buffer.put_u8(tag);
-        encode_varint(text.len() as u64, buffer);
-        buffer.put_slice(text.as_bytes());
-    }
-}
-
-fn text_len(text: &str) -> usize {
-    if text.is_empty() { 0 } else { 1 + varint_len(text.len() as u64) + text.len() }
-}
-
-fn varint_len(value: u64) -> usize {
-    encoded_len_varint(value)
 }
 
 /// The first frame.
@@ -242,77 +207,10 @@ fn frame(frame: to_comet::Frame) -> Bytes {
     buffer.freeze()
 }
 
-/// Why the comet's bytes are not frames.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(in crate::comets) enum FrameError {
-    /// gRPC's flag says that a message is compressed.
-    #[error("it sent a compressed message, although the gateway accepts none")]
-    Compressed,
-    /// A frame is too large.
-    #[error("it sent a frame of {0} bytes; at most {MAX_FRAME} are allowed")]
-    TooLarge(usize),
-    /// A frame is not a `FromComet`.
-    #[error("it sent bytes that are not a FromComet: {0}")]
-    Malformed(String),
-}
-
-/// Reads the comet's frames from pieces of any size.
-#[derive(Debug, Default)]
-pub(in crate::comets) struct FrameReader {
-    /// The beginning of a frame that is not complete.
-    rest: BytesMut,
-}
-
-impl FrameReader {
-    /// Adds the frames that are complete with this piece.
-    ///
-    /// # Errors
-    /// If these are not frames.
-    pub(in crate::comets) fn read(
-        &mut self,
-        piece: Bytes,
-        frames: &mut Vec<FromComet>,
-    ) -> Result<(), FrameError> {
-        if self.rest.is_empty() {
-            // Usually a piece is one frame.
-            let mut piece = piece;
-            while let Some(frame) = next_frame(&piece)? {
-                frames.push(decode(piece.slice(PREFIX..frame))?);
-                piece.advance(frame);
-            }
-            self.rest.extend_from_slice(&piece);
-            return Ok(());
-        }
-        self.rest.extend_from_slice(&piece);
-        while let Some(frame) = next_frame(&self.rest)? {
-            let frame = self.rest.split_to(frame).freeze();
-            frames.push(decode(frame.slice(PREFIX..))?);
-        }
-        Ok(())
-    }
-}
-
-/// The length of the first frame with its prefix; `None` if it is not complete.
-fn next_frame(bytes: &[u8]) -> Result<Option<usize>, FrameError> {
-    let Some((prefix, content)) = bytes.split_at_checked(PREFIX) else { return Ok(None) };
-    if prefix[0] != 0 {
-        return Err(FrameError::Compressed);
-    }
-    let length = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize;
-    if length > MAX_FRAME {
-        return Err(FrameError::TooLarge(length));
-    }
-    Ok((content.len() >= length).then_some(PREFIX + length))
-}
-
-fn decode(frame: Bytes) -> Result<FromComet, FrameError> {
-    FromComet::decode(frame).map_err(|error| FrameError::Malformed(error.to_string()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::comets::proto::delivery::{Acks, Connections, Everyone, Message, from_comet, message};
+    use crate::comets::proto::delivery::{Connections, Everyone, Message, message};
     use proptest::prelude::*;
 
     fn targets() -> impl Strategy<Value = CallTarget> {
@@ -348,7 +246,7 @@ mod tests {
     /// The messages of a batch.
     fn read(pieces: &[Bytes; 2]) -> Vec<Message> {
         let all = Bytes::from(pieces.concat());
-        assert_eq!(next_frame(&all), Ok(Some(all.len())), "gRPC's prefix");
+        assert_eq!(all[1..PREFIX], ((all.len() - PREFIX) as u32).to_be_bytes(), "gRPC's prefix");
         let message = ToComet::decode(all.slice(PREFIX..)).expect("a ToComet");
         let Some(to_comet::Frame::Messages(messages)) = message.frame else { panic!("{message:?}") };
         messages.messages
@@ -380,34 +278,6 @@ mod tests {
             }
             prop_assert!(seen.iter().eq(all.iter().map(expected).collect::<Vec<_>>().iter()));
         }
-
-        /// However the comet's bytes are cut.
-        #[test]
-        fn frames_are_read_from_any_pieces(counts in proptest::collection::vec(0u64..500, 1..10), cut in 1usize..40) {
-            let mut bytes = Vec::new();
-            let frames: Vec<FromComet> = counts.iter().map(|count| {
-                let also = (0..*count).collect();
-                FromComet { frame: Some(from_comet::Frame::Acks(Acks { up_to: *count, also, ..Acks::default() })) }
-            }).collect();
-            for frame in &frames {
-                bytes.push(0);
-                bytes.extend((frame.encoded_len() as u32).to_be_bytes());
-                frame.encode(&mut bytes).expect("grows");
-            }
-            let (mut reader, mut seen) = (FrameReader::default(), Vec::new());
-            for piece in bytes.chunks(cut) {
-                reader.read(Bytes::copy_from_slice(piece), &mut seen).expect("frames");
-            }
-            prop_assert_eq!(&seen, &frames);
-            seen.clear();
-            FrameReader::default().read(bytes.into(), &mut seen).expect("frames");
-            prop_assert_eq!(seen, frames);
-        }
-
-        #[test]
-        fn any_bytes_are_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
-            let _ = FrameReader::default().read(bytes.into(), &mut Vec::new());
-        }
     }
 
     #[test]
@@ -429,14 +299,5 @@ mod tests {
         let pieces = writer.finish();
         assert_eq!(pieces[1].as_ptr(), body.as_ptr());
         assert_eq!(read(&pieces), [expected(&outgoing)]);
-    }
-
-    #[test]
-    fn what_is_not_a_frame_is_an_error() {
-        let read = |bytes: &[u8]| FrameReader::default().read(Bytes::copy_from_slice(bytes), &mut Vec::new());
-        assert_eq!(read(&[1, 0, 0, 0, 0]), Err(FrameError::Compressed));
-        assert_eq!(read(&[0, 1, 0, 0, 0]), Err(FrameError::TooLarge(1 << 24)));
-        assert!(matches!(read(&[0, 0, 0, 0, 1, 0xff]), Err(FrameError::Malformed(_))));
-        assert_eq!(read(&[0, 0, 0]), Ok(()));
     }
 }

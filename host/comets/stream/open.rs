@@ -17,7 +17,8 @@ use http::uri::{Authority, PathAndQuery};
 use parking_lot::Mutex;
 use tonic::Code;
 
-use super::frames::{self, FrameReader};
+use super::frame_reader::FrameReader;
+use super::frames;
 use crate::comets::grpc::{self, CallFailure};
 use crate::comets::metrics::StreamFailure;
 use crate::comets::proto::delivery::{FromComet, Hello, Welcome, from_comet};

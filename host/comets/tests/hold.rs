@@ -8,9 +8,7 @@ use parking_lot::Mutex;
 use tonic::Status;
 
 use super::support::*;
-use crate::comets::{
-    BreakerState, CallOutcome, CallRequest, CallTimeouts, Config, Fleet, OrderHold, Outcomes, ReplyTo,
-};
+use crate::comets::{BreakerState, CallOutcome, CallTimeouts, Config, Fleet, OrderHold, Outcomes};
 use crate::message::CallTarget;
 
 const SHORT: CallTimeouts =
@@ -21,9 +19,12 @@ const SHORT: CallTimeouts =
 struct Keeper(Mutex<Vec<(usize, CallOutcome, Option<OrderHold>)>>);
 
 impl Outcomes for Keeper {
-    fn ended(self: Arc<Self>, call: usize, outcome: CallOutcome, hold: Option<OrderHold>) {
+    fn ended(&self, call: usize, outcome: CallOutcome, hold: Option<OrderHold>) -> bool {
         self.0.lock().push((call, outcome, hold));
+        true
     }
+
+    fn finish(self: Arc<Self>) {}
 
     fn is_cancelled(&self) -> bool {
         false
@@ -52,8 +53,8 @@ impl World {
     /// Sends a message with this number.
     fn send(&self, target: CallTarget, number: usize) {
         let request = request(&self.fleet, &self.comet.address, target, "x", &number.to_string());
-        let reply = ReplyTo::new(Arc::<Keeper>::clone(&self.keeper), number);
-        self.fleet.try_send(CallRequest { reply, ..request }).expect("room in the queue");
+        let keeper = Arc::<Keeper>::clone(&self.keeper);
+        self.fleet.try_send(replying_to(request, keeper, number)).expect("room in the queue");
     }
 
     fn ended(&self, number: usize) -> bool {
@@ -162,8 +163,8 @@ async fn nothing_waits_behind_an_open_breaker() {
     drop(comet);
     let send = |number: usize| {
         let request = request(&fleet, &address, room(), "x", &number.to_string());
-        let reply = ReplyTo::new(Arc::<Keeper>::clone(&keeper), number);
-        fleet.try_send(CallRequest { reply, ..request }).expect("room in the queue");
+        let keeper = Arc::<Keeper>::clone(&keeper);
+        fleet.try_send(replying_to(request, keeper, number)).expect("room in the queue");
     };
     for number in 1..4 {
         send(number);

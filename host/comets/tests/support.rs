@@ -22,8 +22,8 @@ use crate::comets::proto::delivery::{
 };
 use crate::comets::proto::{chatroom, goim};
 use crate::comets::{
-    CallOutcome, CallRequest, CallTimeouts, Config, Content, Dialect, Fleet, MemoryCometStore, Metrics,
-    OrderHold, Outcomes, Payload, ReplyTo,
+    CallMessage, CallOutcome, CallRequest, CallTimeouts, Config, Content, Dialect, Fleet, MemoryCometStore,
+    MessageRun, Metrics, OrderHold, Outcomes, Payload, Run,
 };
 use crate::message::{CallTarget, CometAddr, MESSAGE_ID, NamedBy};
 
@@ -376,8 +376,8 @@ pub(super) trait SendNow {
 
 impl SendNow for Fleet {
     fn send_now(&self, request: CallRequest) -> CallHandle {
-        let (reply, handle) = handle();
-        self.try_send(CallRequest { reply, ..request }).expect("room in the queue");
+        let (outcomes, handle) = handle();
+        self.try_send(replying_to(request, outcomes, 0)).expect("room in the queue");
         handle
     }
 
@@ -394,17 +394,32 @@ pub(super) struct CallHandle(oneshot::Receiver<CallOutcome>);
 #[derive(Debug)]
 struct Told(Mutex<Option<oneshot::Sender<CallOutcome>>>);
 
-/// The reply of a call, and a handle on its outcome.
-pub(super) fn handle() -> (ReplyTo, CallHandle) {
+/// The receiver of a call's outcome, and a handle on the outcome.
+pub(super) fn handle() -> (Arc<dyn Outcomes>, CallHandle) {
     let (sender, receiver) = oneshot::channel();
-    (ReplyTo::new(Arc::new(Told(Mutex::new(Some(sender)))), 0), CallHandle(receiver))
+    (Arc::new(Told(Mutex::new(Some(sender)))), CallHandle(receiver))
+}
+
+/// One message whose outcome is reported there.
+pub(super) fn run(payload: Payload, id: &str, outcomes: Arc<dyn Outcomes>, call: usize) -> MessageRun {
+    MessageRun::new(Arc::new(Run::one(CallMessage { payload, id: id.into(), outcomes })), call)
+}
+
+/// The same request, with its outcome reported elsewhere.
+pub(super) fn replying_to(request: CallRequest, outcomes: Arc<dyn Outcomes>, call: usize) -> CallRequest {
+    let CallMessage { payload, id, .. } = request.run.first();
+    let run = run(payload.clone(), id.as_str(), outcomes, call);
+    CallRequest { run, ..request }
 }
 
 impl Outcomes for Told {
-    fn ended(self: Arc<Self>, _: usize, delivered: CallOutcome, _: Option<OrderHold>) {
+    fn ended(&self, _: usize, delivered: CallOutcome, _: Option<OrderHold>) -> bool {
         let sender = self.0.lock().take().expect("told once");
         drop(sender.send(delivered));
+        true
     }
+
+    fn finish(self: Arc<Self>) {}
 
     fn is_cancelled(&self) -> bool {
         self.0.lock().as_ref().is_none_or(oneshot::Sender::is_closed)
@@ -421,8 +436,8 @@ impl Future for CallHandle {
 
 /// Sends as the gateway does where it may have to wait.
 pub(super) async fn send_waiting(fleet: &Fleet, request: CallRequest) -> CallHandle {
-    let (reply, handle) = handle();
-    fleet.send(CallRequest { reply, ..request }).await;
+    let (outcomes, handle) = handle();
+    fleet.send(replying_to(request, outcomes, 0)).await;
     handle
 }
 
@@ -436,8 +451,8 @@ pub(super) fn request(
 ) -> CallRequest {
     let payload = fleet.payload_now(5, &Bytes::copy_from_slice(body.as_bytes()));
     let named_by = NamedBy::Record;
-    let (reply, _) = handle();
-    CallRequest { comet: comet.clone(), named_by, target, room: None, payload, message: id.into(), reply }
+    let run = run(payload, id, handle().0, 0);
+    CallRequest { comet: comet.clone(), named_by, target, room: None, run }
 }
 
 /// Sends to a room and waits for the outcome.

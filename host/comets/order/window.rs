@@ -1,0 +1,63 @@
+//! How items that merge gather: windows of time, and when they end. Pure.
+
+use std::time::{Duration, Instant};
+
+/// How items that merge gather.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::comets) struct Window {
+    /// How long to wait after the start of the previous item.
+    pub(in crate::comets) time: Duration,
+    /// Windows end at multiples of this, so that those of many keys end together; zero for their exact
+    /// ends.
+    pub(in crate::comets) grid: Duration,
+    /// The maximum number of items, and their maximum size, that are sent together. A full batch does
+    /// not wait.
+    pub(in crate::comets) items: usize,
+    pub(in crate::comets) bytes: usize,
+}
+
+impl Window {
+    /// When a window that begins now ends.
+    pub(super) fn ends_after(&self, now: Instant, began: Instant) -> Instant {
+        let end = now + self.time;
+        let grid = self.grid.as_nanos();
+        let past = (end - began).as_nanos().checked_rem(grid).unwrap_or(0);
+        let rest = if past == 0 { 0 } else { grid - past };
+        end + Duration::from_nanos(u64::try_from(rest).unwrap_or(0))
+    }
+}
+
+/// What an item that merges adds to a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::comets) struct Weight {
+    /// As how many items it counts.
+    pub(in crate::comets) items: usize,
+    pub(in crate::comets) bytes: usize,
+}
+
+/// When the window of a key ends.
+#[derive(Debug)]
+pub(super) struct Deadline<K> {
+    pub(super) at: Instant,
+    pub(super) key: K,
+}
+
+impl<K> PartialEq for Deadline<K> {
+    fn eq(&self, other: &Self) -> bool {
+        self.at == other.at
+    }
+}
+
+impl<K> Eq for Deadline<K> {}
+
+impl<K> PartialOrd for Deadline<K> {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<K> Ord for Deadline<K> {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.at.cmp(&other.at)
+    }
+}
