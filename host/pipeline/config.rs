@@ -141,7 +141,7 @@ impl Default for DeliveryConfig {
         Self {
             request_timeout: Duration::from_secs(2),
             delivery_timeout: Duration::from_secs(10),
-            max_in_flight: 10_000,
+            max_in_flight: 20_000,
             max_in_flight_bytes: ByteSize::mib(256),
             max_record: ByteSize::mib(16),
             max_keys: 10_000,
