@@ -14,8 +14,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::task::JoinSet;
 
+use super::bounded_stream::BoundedStream;
 use super::error::{ServerFailure, ServerFailureKind};
-use super::reply_limits::{BoundedStream, RejectedReply, ReplyLimits, ReplyMeter};
+use super::reply_meter::{RejectedReply, ReplyLimits, ReplyMeter};
 
 /// Timeouts and limits of one connection.
 #[derive(Debug, Clone)]

@@ -5,7 +5,8 @@ use std::collections::HashSet;
 use arbitrary::{Result, Unstructured};
 use redis::{Value, VerbatimFormat};
 
-use super::reply_limits::{RejectedReply, ReplyLimits, ReplyMeter, RespScanner};
+use super::reply_meter::{RejectedReply, ReplyLimits, ReplyMeter};
+use super::resp_scanner::RespScanner;
 use super::{Config, Metrics, RedisClient};
 
 /// Fragments of replies: valid ones, and some that no server writes.

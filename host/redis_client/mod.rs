@@ -14,6 +14,7 @@
 //!
 //! The module does not know what the keys mean.
 
+mod bounded_stream;
 mod cluster;
 #[cfg(test)]
 mod cluster_tests;
@@ -29,7 +30,8 @@ mod metrics;
 mod nodes;
 mod permissions;
 mod reply;
-mod reply_limits;
+mod reply_meter;
+mod resp_scanner;
 mod sentinel;
 #[cfg(test)]
 mod sentinel_tests;
@@ -54,7 +56,7 @@ use health::ConnectionHealth;
 pub use metrics::Metrics;
 use reply::PartialReplies;
 pub use reply::{Refusal, TextReply, elements, excess, is_too_large, refusal, text};
-use reply_limits::ReplyLimits;
+use reply_meter::ReplyLimits;
 pub use topology::{BadUrl, UrlProblem};
 use transport::Transport;
 

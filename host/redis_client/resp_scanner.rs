@@ -1,23 +1,14 @@
-//! Bounds what a server may send: a stream that parses replies and rejects oversized ones.
+//! Parses replies incrementally and rejects oversized ones.
 //!
-//! The `redis` crate's decoder buffers a whole reply of any length. This stream reads announced
-//! lengths before the content arrives. A string above its limit is replaced by nil and its bytes are
-//! skipped. The connection fails if the replies to one pipeline exceed their limit, or if a line does
-//! not end.
+//! The `redis` crate's decoder buffers a whole reply of any length. The scanner reads announced lengths
+//! before the content arrives. A string above its limit is replaced by nil and its bytes are skipped. The
+//! connection fails if the replies to one pipeline exceed their limit, or if a line does not end.
+//!
+//! Pushes belong to no pipeline, so they are counted apart, each on its own.
 //!
 //! It knows RESP, but no commands.
 
-use std::collections::BTreeSet;
-use std::io;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll, ready};
-
-use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-
-use super::metrics::Metrics;
+use super::reply_meter::{RejectedReply, ReplyMeter};
 
 /// Maximum length of a line: an error, a number, a length. Redis' own are shorter.
 const MAX_LINE: usize = 64 * 1024;
@@ -25,108 +16,9 @@ const MAX_LINE: usize = 64 * 1024;
 const MAX_DEPTH: usize = 32;
 /// Approximate memory of an element besides its bytes.
 const ELEMENT_OVERHEAD: usize = 48;
-/// Bytes per read from the socket.
-const CHUNK: usize = 16 * 1024;
 
-/// The limits.
-#[derive(Clone, Debug)]
-pub(super) struct ReplyLimits {
-    /// Maximum length of a string; longer ones are replaced by nil.
-    pub(super) value: usize,
-    /// Approximate maximum memory of the replies to one pipeline.
-    pub(super) replies: usize,
-    pub(super) metrics: Metrics,
-}
-
-/// Why a server's data was rejected.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum RejectedReply {
-    /// Oversized replies.
-    TooLarge(String),
-    /// Data that no Redis sends: malformed, or an endless line.
-    Malformed(String),
-}
-
-/// Measures the replies of one connection; shared by its stream and the pipelines that wait.
-#[derive(Debug)]
-pub(super) struct ReplyMeter {
-    reply_limits: ReplyLimits,
-    /// Bytes received since the last pipeline was complete.
-    since: AtomicUsize,
-    next: AtomicU64,
-    /// The pipelines that wait for replies, in the order in which they were sent.
-    waiting: Mutex<BTreeSet<u64>>,
-    /// The rejected data, and the pipeline that it was for.
-    excess: Mutex<Option<(RejectedReply, Option<u64>)>>,
-}
-
-/// A pipeline that waits for its replies.
-pub(super) struct PipelineGuard<'a> {
-    meter: &'a ReplyMeter,
-    number: u64,
-}
-
-impl ReplyMeter {
-    pub(super) fn new(reply_limits: ReplyLimits) -> Arc<Self> {
-        Arc::new(Self {
-            reply_limits,
-            since: AtomicUsize::new(0),
-            next: AtomicU64::new(0),
-            waiting: Mutex::default(),
-            excess: Mutex::default(),
-        })
-    }
-
-    /// Registers a pipeline that is about to be sent.
-    pub(super) fn enter(&self) -> PipelineGuard<'_> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.waiting.lock().insert(number);
-        PipelineGuard { meter: self, number }
-    }
-
-    /// The reason why data on this connection was rejected.
-    pub(super) fn excess(&self) -> Option<RejectedReply> {
-        self.excess.lock().as_ref().map(|(excess, _)| excess.clone())
-    }
-
-    fn take(&self, bytes: usize) -> Result<(), RejectedReply> {
-        let most = self.reply_limits.replies;
-        let before = self.since.fetch_add(bytes.min(most.saturating_add(1)), Ordering::Relaxed);
-        if before.saturating_add(bytes) <= most {
-            return Ok(());
-        }
-        Err(RejectedReply::TooLarge(format!("replies of more than {most} bytes")))
-    }
-
-    fn exceeded(&self, excess: RejectedReply) {
-        self.reply_limits.metrics.reply_refused();
-        let first = self.waiting.lock().first().copied();
-        self.excess.lock().get_or_insert((excess, first));
-    }
-}
-
-impl PipelineGuard<'_> {
-    /// All replies have been received: further data belongs to the next pipeline.
-    pub(super) fn complete(&self) {
-        self.meter.since.store(0, Ordering::Relaxed);
-    }
-
-    /// The reason why the connection failed, if this pipeline's replies were oversized, or if the
-    /// data was not valid RESP.
-    pub(super) fn excess(&self) -> Option<RejectedReply> {
-        match &*self.meter.excess.lock() {
-            Some((excess @ RejectedReply::Malformed(_), _)) => Some(excess.clone()),
-            Some((excess, at)) if *at == Some(self.number) => Some(excess.clone()),
-            _ => None,
-        }
-    }
-}
-
-impl Drop for PipelineGuard<'_> {
-    fn drop(&mut self) {
-        self.meter.waiting.lock().remove(&self.number);
-    }
-}
+/// Maximum bytes of a push. It names a key, which rarely has more than a hundred.
+const MAX_PUSH: usize = 64 * 1024;
 
 /// A string of which `left` bytes are missing, including its end of line.
 #[derive(Debug)]
@@ -144,6 +36,8 @@ pub(super) struct RespScanner {
     string: Option<PartialString>,
     /// The number of missing elements of each open array, outermost first.
     open: Vec<usize>,
+    /// Bytes of the current push, if inside one.
+    push: Option<usize>,
 }
 
 impl RespScanner {
@@ -188,7 +82,10 @@ impl RespScanner {
     }
 
     fn line(&mut self, line: &[u8], out: &mut Vec<u8>, meter: &ReplyMeter) -> Result<(), RejectedReply> {
-        meter.take(line.len() + ELEMENT_OVERHEAD)?;
+        if line.first() == Some(&b'>') && self.open.is_empty() {
+            self.push = Some(0);
+        }
+        self.take(line.len() + ELEMENT_OVERHEAD, meter)?;
         // The decoder would continue after any other line end, and see other lengths.
         if !line.ends_with(b"\r\n") {
             return Err(RejectedReply::Malformed("a line that ends without a carriage return".to_owned()));
@@ -205,7 +102,11 @@ impl RespScanner {
             None | Some(0) => self.element(),
             Some(elements) => {
                 // Already announced: reject before the elements arrive.
-                if elements.saturating_mul(4) > meter.reply_limits.replies || self.open.len() >= MAX_DEPTH {
+                let most = if self.push.is_some() { MAX_PUSH } else { meter.most() };
+                if elements.saturating_mul(4) > most || self.open.len() >= MAX_DEPTH {
+                    if self.push.is_some() {
+                        return Err(large_push());
+                    }
                     return Err(RejectedReply::TooLarge(format!("an array of {elements} elements")));
                 }
                 self.open.push(elements);
@@ -220,21 +121,28 @@ impl RespScanner {
             self.element();
             return Ok(());
         };
-        meter.take(length).map_err(|excess| match excess {
+        self.take(length, meter).map_err(|excess| match excess {
             RejectedReply::TooLarge(why) => {
                 RejectedReply::TooLarge(format!("a string of {length} bytes, in {why}"))
             }
             other => other,
         })?;
-        let keep = length <= meter.reply_limits.value;
+        let keep = length <= meter.longest_value();
         if keep {
             out.extend_from_slice(line);
         } else {
-            meter.reply_limits.metrics.value_refused(length);
+            meter.value_refused(length);
             out.extend_from_slice(b"$-1\r\n");
         }
         self.string = Some(PartialString { left: length.saturating_add(2), keep });
         Ok(())
+    }
+
+    /// Counts bytes: those of a push are nobody's reply.
+    fn take(&mut self, bytes: usize, meter: &ReplyMeter) -> Result<(), RejectedReply> {
+        let Some(before) = &mut self.push else { return meter.take(bytes) };
+        *before = before.saturating_add(bytes);
+        if *before > MAX_PUSH { Err(large_push()) } else { Ok(()) }
     }
 
     /// Completes an element, and the arrays that end with it.
@@ -246,7 +154,13 @@ impl RespScanner {
             }
             self.open.pop();
         }
+        self.push = None;
     }
+}
+
+/// Not a matter of what was asked: no pipeline is to be split because of it.
+fn large_push() -> RejectedReply {
+    RejectedReply::Malformed(format!("a push of more than {MAX_PUSH} bytes"))
 }
 
 /// The number in a line; `None` for -1, which means nil. Redis writes numbers in one form only:
@@ -261,78 +175,16 @@ fn number(line: &[u8]) -> Result<Option<usize>, RejectedReply> {
     number.map(Some).ok_or_else(|| RejectedReply::Malformed("a length that is not a number".to_owned()))
 }
 
-/// A stream that lets only bounded replies through.
-pub(super) struct BoundedStream<S> {
-    stream: S,
-    meter: Arc<ReplyMeter>,
-    scanner: RespScanner,
-    chunk: Box<[u8]>,
-    /// Accepted bytes; those from `taken` on have not been read yet.
-    through: Vec<u8>,
-    taken: usize,
-}
-
-impl<S> BoundedStream<S> {
-    pub(super) fn new(stream: S, meter: Arc<ReplyMeter>) -> Self {
-        Self {
-            stream,
-            meter,
-            scanner: RespScanner::default(),
-            chunk: vec![0; CHUNK].into(),
-            through: Vec::with_capacity(CHUNK),
-            taken: 0,
-        }
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for BoundedStream<S> {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        out: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        while this.taken == this.through.len() {
-            this.taken = 0;
-            this.through.clear();
-            let mut chunk = ReadBuf::new(&mut this.chunk);
-            ready!(Pin::new(&mut this.stream).poll_read(context, &mut chunk))?;
-            if chunk.filled().is_empty() {
-                return Poll::Ready(Ok(()));
-            }
-            if let Err(excess) = this.scanner.feed(chunk.filled(), &mut this.through, &this.meter) {
-                let error = io::Error::new(io::ErrorKind::ConnectionAborted, format!("{excess:?}"));
-                this.meter.exceeded(excess);
-                return Poll::Ready(Err(error));
-            }
-        }
-        let left = &this.through[this.taken..];
-        let part = &left[..left.len().min(out.remaining())];
-        out.put_slice(part);
-        this.taken += part.len();
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for BoundedStream<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::sync::Arc;
+
     use prometheus_client::registry::Registry;
     use proptest::prelude::*;
+
+    use super::super::metrics::Metrics;
+    use super::super::reply_meter::ReplyLimits;
+    use super::*;
 
     fn meter(value: usize, replies: usize) -> Arc<ReplyMeter> {
         let metrics = Metrics::register(&mut Registry::default());
@@ -398,6 +250,17 @@ mod tests {
         let excess = through(&reply, 100, &meter).expect_err("too much for one");
         meter.exceeded(excess.clone());
         assert_eq!((second.excess(), third.excess()), (Some(excess), None));
+    }
+
+    #[test]
+    fn a_push_is_bounded_and_is_nobody_s_reply() {
+        let (meter, push) = (meter(100, 500), b">2\r\n$10\r\ninvalidate\r\n*1\r\n$3\r\nkey\r\n");
+        assert_eq!(through(&push.repeat(100), 7, &meter), Ok(push.repeat(100)), "none of them is counted");
+        assert_eq!(through(b">0\r\n$100\r\n", 7, &meter), Ok(b">0\r\n$100\r\n".to_vec()), "it has ended");
+        assert!(matches!(through(&b":1\r\n".repeat(10), 100, &meter), Err(RejectedReply::TooLarge(_))));
+        let rejected = |push: &[u8]| matches!(through(push, 100, &meter), Err(RejectedReply::Malformed(_)));
+        assert!(rejected(b">99999999\r\n") && rejected(b">1\r\n$65536\r\n"));
+        assert!(rejected(&[&b">2000\r\n"[..], &b":1\r\n".repeat(2_000)].concat()));
     }
 
     proptest! {
