@@ -22,7 +22,7 @@ use crate::admin::access::{AccessControl, Permission, RouteGuard, authorize};
 use crate::admin::concurrency::{Busy, ConcurrencyLimiter, LimiterConfig};
 use crate::admin::refusals::{RefusalReason, Refusals};
 use crate::admin::response::{error_response, retry_later_response};
-use crate::gateway::Handle;
+use crate::gateway::{CachedAge, Handle};
 use crate::message::{CometAddr, RoomId};
 use crate::router::{Route, ShareKind};
 
@@ -209,8 +209,8 @@ async fn stalls(State(ReadApi { gateway, .. }): State<ReadApi>) -> Response {
 /// The route of a room: from the cache, or looked up within the concurrency limit.
 async fn route(State(reads): State<ReadApi>, Path(room): Path<String>) -> Response {
     let (gateway, room) = (&reads.gateway, RoomId::from(room));
-    if let Some(route) = gateway.cached_route(&room) {
-        return Json(RouteView::new(&room, &route)).into_response();
+    if let Some((route, age)) = gateway.cached_route(&room) {
+        return Json(RouteView::new(&room, &route, age.into())).into_response();
     }
     let _turn = match reads.lookups.next().await {
         Ok(turn) => turn,
@@ -220,7 +220,7 @@ async fn route(State(reads): State<ReadApi>, Path(room): Path<String>) -> Respon
         }
     };
     match tokio::time::timeout(ROUTE_DEADLINE, gateway.route(&room)).await {
-        Ok(Ok(route)) => Json(RouteView::new(&room, &route)).into_response(),
+        Ok(Ok(route)) => Json(RouteView::new(&room, &route, FreshnessView::READ_NOW)).into_response(),
         Ok(Err(error)) => error_response(StatusCode::SERVICE_UNAVAILABLE, &format!("{error:#}")),
         Err(_) => error_response(StatusCode::GATEWAY_TIMEOUT, "the directory did not answer in time"),
     }
@@ -234,7 +234,37 @@ struct RouteView<'a> {
     stale: usize,
     skipped: usize,
     absent: usize,
+    freshness: FreshnessView,
     shares: Vec<ShareView<'a>>,
+}
+
+/// How current the answer is.
+#[derive(Serialize)]
+struct FreshnessView {
+    /// `read-now`; `tracked`: cached, and Redis reports changes; `max-age`: cached for a short time;
+    /// `deferred`: the room has changed, and is too large to be read again at once; `unconfirmed`: cached,
+    /// but Redis is silent, and the next message reads the room.
+    state: &'static str,
+    /// How long ago the room was read.
+    read_ms: u128,
+    /// How long ago the oldest presence and connection details in it were read.
+    presence_ms: u128,
+}
+
+impl FreshnessView {
+    const READ_NOW: Self = Self { state: "read-now", read_ms: 0, presence_ms: 0 };
+}
+
+impl From<CachedAge> for FreshnessView {
+    fn from(age: CachedAge) -> Self {
+        let state = match age {
+            CachedAge { confirmed: false, .. } => "unconfirmed",
+            CachedAge { outdated: true, .. } => "deferred",
+            CachedAge { tracked: true, .. } => "tracked",
+            CachedAge { .. } => "max-age",
+        };
+        Self { state, read_ms: age.read.as_millis(), presence_ms: age.details.as_millis() }
+    }
 }
 
 #[derive(Serialize)]
@@ -249,7 +279,7 @@ struct ShareView<'a> {
 const CONNECTIONS_SHOWN: usize = 20;
 
 impl<'a> RouteView<'a> {
-    fn new(room: &'a RoomId, route: &'a Route) -> Self {
+    fn new(room: &'a RoomId, route: &'a Route, freshness: FreshnessView) -> Self {
         let shares = route.shares.iter().map(|share| ShareView {
             comet: &share.comet,
             call: match share.part {
@@ -265,6 +295,7 @@ impl<'a> RouteView<'a> {
             stale: route.stale,
             skipped: route.skipped,
             absent: route.absent.len(),
+            freshness,
             shares: shares.collect(),
         }
     }

@@ -103,6 +103,7 @@ impl Config {
     fn validate(&self) -> Vec<String> {
         let mut problems = self.kafka.validate();
         problems.extend(self.redis.validate());
+        problems.extend(self.routing.cache.validate());
         problems.extend(self.delivery.validate());
         problems.extend(self.comets.validate());
         problems.extend(self.offline.validate());

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use prometheus_client::registry::Registry;
 
-use super::{Directory, DirectoryReply, Lookup, MemoryDirectory, Metrics, RedisDirectory};
+use super::{Directory, DirectoryReply, Lookup, MemoryDirectory, Metrics, RedisDirectory, RoomReading};
 use crate::membership::{Connection, Member, Membership};
 use crate::redis_client::testing::{
     RedisCluster, RedisSentinel, RedisServer, client, client_of, eventually, run,
@@ -67,7 +67,9 @@ fn connection(id: &str, comet: &str, user: Option<&str>, online: bool) -> Connec
 fn sorted(found: Vec<DirectoryReply>) -> Vec<DirectoryReply> {
     let sort = |found| match found {
         DirectoryReply::Unreadable(why) => DirectoryReply::Unreadable(why),
-        DirectoryReply::Room(membership) => DirectoryReply::Room(in_order(membership)),
+        DirectoryReply::Room(reading) => {
+            DirectoryReply::Room(RoomReading::untracked(in_order((*reading.membership).clone())))
+        }
         DirectoryReply::Key(connection) => DirectoryReply::Key(connection),
     };
     found.into_iter().map(sort).collect()
@@ -118,21 +120,27 @@ async fn finds_what_comets_wrote(directory: &dyn Directory, check_online: bool) 
     let c5 = connection("c5", "localhost:50052", None, true);
     let odd = connection("c*8 \r\n->x", "localhost:50051", Some("ü*8"), true);
     let expected = [
-        (room("video_123"), DirectoryReply::Room(Membership::new(video.clone(), 0))),
+        (room("video_123"), DirectoryReply::Room(RoomReading::untracked(Membership::new(video.clone(), 0)))),
         (key("c1"), DirectoryReply::Key(Some(video[0].clone()))),
-        (room("mixed"), DirectoryReply::Room(Membership::new([c4.clone(), c5.clone()], 3))),
-        (room("nobody-here"), DirectoryReply::Room(Membership::default())),
+        (
+            room("mixed"),
+            DirectoryReply::Room(RoomReading::untracked(Membership::new([c4.clone(), c5.clone()], 3))),
+        ),
+        (room("nobody-here"), DirectoryReply::Room(RoomReading::untracked(Membership::default()))),
         (key("c4"), DirectoryReply::Key(Some(c4))),
         (key("u3"), DirectoryReply::Key(Some(video[2].clone()))),
         (key("u4"), DirectoryReply::Key(None)),
         (key("c6"), DirectoryReply::Key(None)),
         (key("unheard-of"), DirectoryReply::Key(None)),
-        (room("a*b ?[x] 房间\r\n->"), DirectoryReply::Room(Membership::new([odd.clone()], 0))),
+        (
+            room("a*b ?[x] 房间\r\n->"),
+            DirectoryReply::Room(RoomReading::untracked(Membership::new([odd.clone()], 0))),
+        ),
         (key("ü*8"), DirectoryReply::Key(Some(odd))),
         (key("u-gone"), DirectoryReply::Key(None)),
         (key("u-robbed"), DirectoryReply::Key(None)),
         (key("u-plain"), DirectoryReply::Key(Some(Connection { user: Some("u-plain".into()), ..c5 }))),
-        (room("video_123"), DirectoryReply::Room(Membership::new(video, 0))),
+        (room("video_123"), DirectoryReply::Room(RoomReading::untracked(Membership::new(video, 0)))),
     ];
     let (lookups, found): (Vec<_>, Vec<_>) = expected.into_iter().unzip();
     assert_eq!(directory.lookup(&lookups).await.map(sorted), Ok(found.clone()), "all together");
@@ -153,7 +161,9 @@ async fn finds_everyone_in_a_large_room(comets: &impl CometWrites, directory: &d
     }
     let found = directory.lookup(&[room("large"), room("large")]).await.expect("answers");
     for found in found {
-        let DirectoryReply::Room(membership) = found else { panic!("a room was asked for") };
+        let DirectoryReply::Room(RoomReading { membership, .. }) = found else {
+            panic!("a room was asked for")
+        };
         assert_eq!((membership.members.len(), membership.comets.len()), (2500, 8));
         assert_eq!(membership.members.iter().filter(|member| member.online).count(), 1250);
     }
@@ -257,7 +267,10 @@ async fn keys_of_the_wrong_type_in_a_cluster_are_skipped() {
     let found = directory.lookup(&[room("video_123")]).await.map(sorted);
     let offline = connection("c1", "localhost:50051", Some("u1"), false);
     let c3 = connection("c3", "localhost:50052", Some("u3"), true);
-    assert_eq!(found, Ok(vec![DirectoryReply::Room(Membership::new([offline, c3], 1))]));
+    assert_eq!(
+        found,
+        Ok(vec![DirectoryReply::Room(RoomReading::untracked(Membership::new([offline, c3], 1)))])
+    );
     assert_eq!(metrics.stale_members.get(), 1);
 }
 
@@ -295,8 +308,8 @@ async fn keys_of_the_wrong_type_are_skipped_and_counted() {
         let c1 = connection("c1", "localhost:50051", Some("u1"), true);
         let half = Membership::new([c1.clone()], 1);
         let expected = [
-            DirectoryReply::Room(Membership::default()),
-            DirectoryReply::Room(half),
+            DirectoryReply::Room(RoomReading::untracked(Membership::default())),
+            DirectoryReply::Room(RoomReading::untracked(half)),
             DirectoryReply::Key(None),
             DirectoryReply::Key(Some(c1)),
         ];
@@ -316,7 +329,10 @@ async fn names_that_are_not_utf8_are_stale() {
     commands.push(redis::cmd("HSET").arg(b"connection:info:\xff\xfe").arg("comet_id").arg("a:1").take());
     commands.push(redis::cmd("HSET").arg("connection:info:bad-comet").arg("comet_id").arg(b"\xff").take());
     server.client().run_small("test", commands).await.expect("answers");
-    let expected = DirectoryReply::Room(Membership::new([connection("good", "a:1", None, true)], 2));
+    let expected = DirectoryReply::Room(RoomReading::untracked(Membership::new(
+        [connection("good", "a:1", None, true)],
+        2,
+    )));
     for client in [server.client(), without_sort(&server).await] {
         assert_eq!(in_redis(client).lookup(&[room("r")]).await, Ok(vec![expected.clone()]));
     }

@@ -7,7 +7,7 @@ use arbitrary::{Result, Unstructured};
 use redis::Value;
 
 use super::batch::{room_replies, sort_refused};
-use super::redis::{RedisDirectory, SecondReply, users};
+use super::replies::{ReplyReader, SecondReply, users};
 use super::{DirectoryReply, Lookup, Metrics};
 use crate::membership::Connection;
 use crate::redis_client::elements;
@@ -41,7 +41,8 @@ pub(crate) fn check(input: &mut Unstructured<'_>) -> Result<()> {
     let mut members = 0;
     for (lookup, found) in lookups.iter().zip(found) {
         match (lookup, found) {
-            (Lookup::Room(_), DirectoryReply::Room(room)) => {
+            (Lookup::Room(_), DirectoryReply::Room(reading)) => {
+                let room = Arc::unwrap_or_clone(reading.membership);
                 members += room.members.len() + room.stale;
                 for member in room.members {
                     let comet = room.comets[member.comet as usize].clone();
@@ -67,7 +68,7 @@ fn answers(
     infos: Option<Vec<Value>>,
 ) -> Option<Vec<DirectoryReply>> {
     let metrics = Metrics::register(&mut prometheus_client::registry::Registry::default());
-    let directory = RedisDirectory::new(client(), true, 1_000, metrics);
+    let directory = ReplyReader::new(client(), metrics);
     let firsts = directory.parse_first(lookups, first, infos).ok()?;
     let not_online = directory.not_online(users(&firsts), second.clone()).ok()?;
     let mut second = SecondReply { not_online, infos: second.into_iter() };

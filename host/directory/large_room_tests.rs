@@ -7,7 +7,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use super::{Directory, DirectoryReply, Lookup, Metrics, RedisDirectory};
+use super::{Directory, DirectoryReply, Lookup, Metrics, RedisDirectory, RoomReading};
 use crate::redis_client::testing::{RedisCluster, RedisServer, client, client_of, run};
 use crate::redis_client::{Config, RedisClient};
 
@@ -45,7 +45,9 @@ async fn fill(client: &RedisClient, room: &str, members: usize) {
 }
 
 fn assert_whole(found: Option<&DirectoryReply>, members: usize) {
-    let Some(DirectoryReply::Room(membership)) = found else { panic!("no room: {found:?}") };
+    let Some(DirectoryReply::Room(RoomReading { membership, .. })) = found else {
+        panic!("no room: {found:?}")
+    };
     let stale = members.div_ceil(1_000);
     assert_eq!((membership.members.len(), membership.stale), (members - stale, stale));
     assert_eq!(membership.comets.len(), 4);
@@ -64,13 +66,13 @@ async fn reads_everyone(filled: &RedisClient, client: RedisClient) {
         let found = directory.lookup(&lookups).await.expect("answers");
         assert_whole(found.get(1), MEMBERS);
         assert!(
-            matches!(&found[0], DirectoryReply::Room(small) if small.members.len() == 7),
+            matches!(&found[0], DirectoryReply::Room(small) if small.membership.members.len() == 7),
             "{:?}",
             found[0]
         );
         assert!(
             matches!(&found[2], DirectoryReply::Key(Some(_)))
-                && matches!(&found[3], DirectoryReply::Room(none) if none.members.is_empty())
+                && matches!(&found[3], DirectoryReply::Room(none) if none.membership.members.is_empty())
         );
     }
 }
@@ -172,7 +174,11 @@ async fn a_room_that_alone_times_out_is_given_up() {
     let slow = directory.lookup(&lookups).await.expect_err("timed out");
     assert!(slow.is_slow(), "{slow}");
     let found = directory.lookup(&lookups).await.expect("answers");
-    assert!(matches!(&found[0], DirectoryReply::Room(good) if good.members.len() == 1), "{:?}", found[0]);
+    assert!(
+        matches!(&found[0], DirectoryReply::Room(good) if good.membership.members.len() == 1),
+        "{:?}",
+        found[0]
+    );
     let DirectoryReply::Unreadable(why) = &found[1] else { panic!("{:?}", found[1]) };
     assert!(why.contains("could not be read in 3 attempts, while Redis answers"), "{why}");
 }
@@ -195,7 +201,7 @@ async fn oversized_values_affect_no_other_look_ups() {
     let lookups = [room("well"), key("k1"), room("odd"), room("huge"), key("h2"), key("o2"), room("ids")];
     let found = directory(bounded, 100).lookup(&lookups).await.expect("Redis is healthy");
     let comets = |found: &DirectoryReply| match found {
-        DirectoryReply::Room(membership) => (membership.members.len(), membership.stale),
+        DirectoryReply::Room(RoomReading { membership, .. }) => (membership.members.len(), membership.stale),
         other => panic!("{other:?}"),
     };
     assert_eq!((comets(&found[0]), comets(&found[2])), ((1, 0), (1, 1)));

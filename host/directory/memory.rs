@@ -9,15 +9,28 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-use super::{Directory, DirectoryReply, Lookup, Unavailable};
+use super::{Directory, DirectoryReply, ForgetCause, Lookup, RoomChanges, RoomReading, Unavailable};
 use crate::membership::{Connection, Membership};
 use crate::message::{CometAddr, ConnectionId, RoomId, UserId};
+use crate::redis_client::Lease;
 
 /// The directory in memory. Clones share the content.
 #[derive(Clone, Debug)]
 pub struct MemoryDirectory {
     tables: Arc<Mutex<DirectoryTables>>,
     check_online: bool,
+    lease: Arc<Lease>,
+    subscribers: Subscribers,
+}
+
+/// Who is told of changes.
+#[derive(Clone, Default)]
+struct Subscribers(Arc<Mutex<Vec<Arc<dyn RoomChanges>>>>);
+
+impl std::fmt::Debug for Subscribers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} subscribers", self.0.lock().len())
+    }
 }
 
 #[derive(Debug, Default)]
@@ -36,7 +49,20 @@ impl MemoryDirectory {
     /// An empty directory. With `check_online`, connections whose user is not registered as online
     /// are reported as offline, as for Redis.
     pub fn new(check_online: bool) -> Self {
-        Self { tables: Arc::default(), check_online }
+        let (tables, subscribers) = Default::default();
+        Self { tables, check_online, lease: Lease::in_process(), subscribers }
+    }
+
+    fn room_changed(&self, room: &str) {
+        let room = RoomId::from(room);
+        self.subscribers.0.lock().iter().for_each(|subscriber| subscriber.room_changed(&room));
+    }
+
+    /// Details are those of any rooms.
+    fn details_changed(&self) {
+        self.lease.end_term();
+        let flushed = ForgetCause::Flushed;
+        self.subscribers.0.lock().iter().for_each(|subscriber| subscriber.terms_ended(flushed));
     }
 
     /// A user enters a room with a connection: writes all entries that a comet writes.
@@ -49,6 +75,7 @@ impl MemoryDirectory {
     /// Adds a connection to a room's members.
     pub fn join(&self, room: &str, connection: &str) {
         self.tables.lock().rooms.entry(room.into()).or_default().insert(connection.into());
+        self.room_changed(room);
     }
 
     /// Removes a connection from a room's members.
@@ -59,21 +86,26 @@ impl MemoryDirectory {
         if members.is_empty() {
             tables.rooms.remove(room);
         }
+        drop(tables);
+        self.room_changed(room);
     }
 
     /// Registers a connection with its comet and user.
     pub fn connect(&self, connection: &str, comet: &str, user: Option<&str>) {
         self.tables.lock().connections.insert(connection.into(), (comet.into(), user.map(UserId::from)));
+        self.details_changed();
     }
 
     /// Removes a connection; rooms that still list it have a stale member.
     pub fn disconnect(&self, connection: &str) {
         self.tables.lock().connections.remove(connection);
+        self.details_changed();
     }
 
     /// Registers a user as online with a connection.
     pub fn online(&self, user: &str, connection: &str) {
         self.tables.lock().online.insert(user.into(), connection.into());
+        self.details_changed();
     }
 
     /// The connection with which a user is registered as online.
@@ -84,6 +116,7 @@ impl MemoryDirectory {
     /// Registers a user as offline.
     pub fn offline(&self, user: &str) {
         self.tables.lock().online.remove(user);
+        self.details_changed();
     }
 
     /// Simulates an unreachable directory: look-ups fail while it is set.
@@ -95,11 +128,18 @@ impl MemoryDirectory {
 #[async_trait]
 impl Directory for MemoryDirectory {
     async fn lookup(&self, lookups: &[Lookup]) -> Result<Vec<DirectoryReply>, Unavailable> {
+        let term = self.lease.term();
         let tables = self.tables.lock();
         if tables.unreachable {
             return Err(Unavailable::simulated_outage("lookup"));
         }
-        Ok(lookups.iter().map(|lookup| tables.find(lookup, self.check_online)).collect())
+        let mut found: Vec<_> = lookups.iter().map(|lookup| tables.find(lookup, self.check_online)).collect();
+        for reply in &mut found {
+            if let DirectoryReply::Room(reading) = reply {
+                reading.freshness.term = Some(term.clone());
+            }
+        }
+        Ok(found)
     }
 
     async fn check(&self) -> Result<String, Unavailable> {
@@ -107,6 +147,24 @@ impl Directory for MemoryDirectory {
             true => Err(Unavailable::simulated_outage("check")),
             false => Ok("memory".to_owned()),
         }
+    }
+
+    fn subscribe(&self, changes: Arc<dyn RoomChanges>) {
+        self.subscribers.0.lock().push(changes);
+    }
+
+    async fn confirm_changes(&self) -> bool {
+        true
+    }
+
+    async fn keep_current(&self) {
+        std::future::pending().await
+    }
+
+    fn forget(&self, _: &RoomId) {}
+
+    fn warning(&self) -> Option<String> {
+        None
     }
 }
 
@@ -118,7 +176,7 @@ impl DirectoryTables {
                 let ids = || members.into_iter().flatten();
                 let connections: Vec<_> = ids().filter_map(|id| self.connection(id, check_online)).collect();
                 let stale = ids().count() - connections.len();
-                DirectoryReply::Room(Membership::new(connections, stale))
+                DirectoryReply::Room(RoomReading::untracked(Membership::new(connections, stale)))
             }
             Lookup::Key(key) => {
                 let direct = self.connection(&ConnectionId::from(key.clone()), check_online);

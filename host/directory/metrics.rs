@@ -15,6 +15,8 @@ metrics! {
         pub(super) stale_members: Counter = "halley_directory_stale_members";
         /// Directory keys of another type than comets write, which were skipped.
         pub(super) wrong_type_keys: Counter = "halley_directory_wrong_type_keys";
+        /// Connections whose details were fetched because they are new in a room of which the others are known.
+        pub(super) newcomers: Counter = "halley_directory_newcomers";
         /// Rooms that could not be read: too large, or timed out while Redis was otherwise responsive.
         pub(super) unreadable_rooms: Counter = "halley_directory_unreadable_rooms";
     }

@@ -2,7 +2,7 @@
 //!
 //! Comets write the directory; the gateway only reads it. [`RedisDirectory`] reads the real one.
 //! [`MemoryDirectory`] replaces it in the demo and in tests and behaves the same (both pass one
-//! contract test suite). [`RouteCache`] caches the routes of rooms for a short time.
+//! contract test suite). [`RouteCache`] caches the routes of rooms until a change is reported.
 //!
 //! Promises: one result per look-up, in order. Stale members are counted and never fail a look-up. A
 //! room that cannot be read does not fail other look-ups. While the directory cannot be read, the
@@ -12,28 +12,39 @@ mod batch;
 mod cache;
 #[cfg(test)]
 mod contract_tests;
+mod freshness;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod known_rooms;
 #[cfg(test)]
 mod large_room_tests;
 mod memory;
 mod metrics;
+mod newcomers;
 mod pages;
 mod redis;
+mod replies;
 mod room_hints;
 mod room_query;
+#[cfg(test)]
+mod tracking_tests;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::membership::{Connection, Membership};
+use crate::membership::Connection;
 use crate::message::RoomId;
 pub use crate::redis_client::Unavailable;
-pub use cache::{CacheConfig, CacheLookup, CacheMetrics, FillPermit, FillWaiter, LookupLeader, RouteCache};
+pub use cache::{
+    CacheConfig, CacheLookup, CacheMetrics, CachedAge, Exactness, FillPermit, FillWaiter, LookupLeader, Need,
+    RouteCache,
+};
+pub use freshness::{ForgetCause, Freshness, LeaseTerm, RoomChanges, RoomReading};
 pub use memory::MemoryDirectory;
 pub use metrics::Metrics;
 pub use redis::RedisDirectory;
+pub use room_query::ROOM_KEYS;
 
 /// A query to the directory.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -48,7 +59,7 @@ pub enum Lookup {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DirectoryReply {
     /// The room's connections; empty for a room without members.
-    Room(Membership),
+    Room(RoomReading),
     /// The connection; `None` if the key has none.
     Key(Option<Connection>),
     /// The room cannot be read although the directory answers, for this reason. Retrying soon does
@@ -70,4 +81,21 @@ pub trait Directory: Send + Sync + 'static {
     /// # Errors
     /// If the directory cannot be read now.
     async fn check(&self) -> Result<String, Unavailable>;
+
+    /// Reports changes of rooms that were looked up from now on, if the directory can: see
+    /// [`Freshness::term`].
+    fn subscribe(&self, changes: Arc<dyn RoomChanges>);
+
+    /// Waits for a bounded time until every change before this call has been reported, and returns whether
+    /// it has. If not, what was read before may be outdated; terms say which of it is not.
+    async fn confirm_changes(&self) -> bool;
+
+    /// Keeps what was read current for as long as it is polled.
+    async fn keep_current(&self);
+
+    /// What is known of a room's connections is wrong: the next look-up reads all of it.
+    fn forget(&self, room: &RoomId);
+
+    /// Why changes are not reported, although they should be.
+    fn warning(&self) -> Option<String>;
 }

@@ -18,7 +18,7 @@ use redis::{Cmd, Value};
 
 use super::batch::bytes;
 use super::room_query::{self, AddressInterner, ConnectionRow};
-use super::{DirectoryReply, Unavailable};
+use super::{DirectoryReply, RoomReading, Unavailable};
 use crate::membership::{Connection, Membership};
 use crate::message::{RoomId, UserId};
 use crate::redis_client::{RedisClient, Refusal, elements, excess, refusal};
@@ -78,7 +78,7 @@ impl Pages<'_> {
             // An attempt that found further large keys made progress and does not count.
             attempt += u32::from(large.len() == known || known > MOST_LARGE);
             match outcome {
-                Ok(membership) => return Ok(DirectoryReply::Room(membership)),
+                Ok(reading) => return Ok(DirectoryReply::Room(reading)),
                 Err(ScanError::Unreadable(why)) => return Ok(DirectoryReply::Unreadable(why.into())),
                 Err(ScanError::Unavailable(unavailable)) => return Err(unavailable),
                 Err(ScanError::Interrupted(problem)) => {
@@ -98,15 +98,22 @@ impl Pages<'_> {
         room: &RoomId,
         page: usize,
         large: &mut HashSet<Vec<u8>>,
-    ) -> Result<Membership, ScanError> {
+    ) -> Result<RoomReading, ScanError> {
         let mut room_query = PagedScan::new(self, room, large);
-        let mut epoch = None;
+        let (mut epoch, mut term) = (None, None);
         loop {
             let (step, commands) = room_query.next(page);
             if commands.is_empty() {
-                return Ok(room_query.membership());
+                let mut reading = RoomReading::untracked(room_query.membership());
+                reading.freshness.term = term;
+                return Ok(reading);
             }
-            let replies = self.client.run_scan("get_room_connections", commands).await?;
+            let (replies, terms): (Vec<_>, Vec<_>) =
+                self.client.run_tracked("get_room_connections", commands).await?.into_iter().unzip();
+            if epoch.is_none() {
+                // Changes after the first part are reported.
+                term = terms.into_iter().next().flatten();
+            }
             let scans_on = step.scans || room_query.cursor.is_some();
             room_query.take(&step, replies)?;
             // A cursor is only valid on the server that returned it.

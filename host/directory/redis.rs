@@ -5,7 +5,7 @@
 //! every reconnect, and whenever the server starts to refuse it. A room that is too large for one
 //! command is read in pages, and remembered as large.
 
-use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -13,13 +13,16 @@ use parking_lot::Mutex;
 use redis::{Cmd, Value};
 
 use super::batch::{bytes, commands, room_replies, sort_refused};
+use super::freshness::{ForgetCause, LeaseTerm, RoomChanges, RoomReading};
+use super::known_rooms::{KnownRoom, KnownRooms};
+use super::newcomers::Newcomers;
 use super::pages::{Pages, USERS_AT_ONCE};
+use super::replies::{FirstReply, ReplyReader, SecondReply, users};
 use super::room_hints::{ReadStrategy, RoomHints};
-use super::room_query::{self, AddressInterner, ConnectionRow, RoomMembers, RoomQuery};
-use super::{Directory, DirectoryReply, Lookup, Metrics, Unavailable};
-use crate::membership::{Connection, Membership};
+use super::room_query::{self, RoomQuery};
+use super::{CacheConfig, Directory, DirectoryReply, Lookup, Metrics, Unavailable};
 use crate::message::{RoomId, UserId};
-use crate::redis_client::{RedisClient, Refusal, elements, is_too_large, refusal, text};
+use crate::redis_client::{KeyObserver, RedisClient, Refusal, TrackedValues, refusal};
 use crate::telemetry::LogThrottle;
 
 /// The directory in Redis.
@@ -30,23 +33,12 @@ pub struct RedisDirectory {
     pub(super) metrics: Metrics,
     /// How rooms are read, and the epoch of the connection on which this was probed.
     known: Mutex<Option<(u64, RoomQuery)>>,
-    wrong_type_throttle: LogThrottle,
+    pub(super) replies: ReplyReader,
     max_room_size: usize,
     pub(super) room_hints: Mutex<RoomHints>,
     unreadable_throttle: LogThrottle,
-}
-
-/// The result of the first round trip for one look-up.
-pub(super) enum FirstReply {
-    Room(RoomMembers),
-    /// The room is too large for one command.
-    Large,
-    Connection(Option<ConnectionRow>),
-    /// The key is a user's, and this is the user's connection.
-    User {
-        user: UserId,
-        connection: String,
-    },
+    /// The members of rooms whose changes are reported.
+    known_rooms: Mutex<KnownRooms>,
 }
 
 impl RedisDirectory {
@@ -55,15 +47,23 @@ impl RedisDirectory {
     /// members is not read.
     pub fn new(client: RedisClient, check_online: bool, max_room_size: usize, metrics: Metrics) -> Self {
         Self {
+            replies: ReplyReader::new(client.clone(), metrics.clone()),
             client,
             check_online,
             metrics,
             known: Mutex::new(None),
-            wrong_type_throttle: LogThrottle::per_record(),
             max_room_size,
             room_hints: Mutex::default(),
             unreadable_throttle: LogThrottle::per_record(),
+            known_rooms: Mutex::default(),
         }
+    }
+
+    /// Remembers the members of rooms within these limits: when a room changes, only newcomers are
+    /// fetched.
+    pub fn remembering(mut self, limits: &CacheConfig) -> Self {
+        self.known_rooms = Mutex::new(KnownRooms::new(limits));
+        self
     }
 
     /// How rooms are read from the currently connected server.
@@ -95,26 +95,26 @@ impl RedisDirectory {
     }
 
     /// The first round trip: rooms with their members; keys as connections and as users.
-    async fn first(&self, lookups: &[Lookup]) -> Result<Vec<FirstReply>, Unavailable> {
+    async fn first(&self, lookups: &[Lookup]) -> Result<(Vec<FirstReply>, Terms), Unavailable> {
         let has_rooms = lookups.iter().any(|lookup| matches!(lookup, Lookup::Room(_)));
         if !has_rooms {
             let replies =
                 self.client.run_small("get_connections", commands(lookups, room_query::sort_ro)).await?;
-            return self.parse_first(lookups, replies, None);
+            return Ok((self.replies.parse_first(lookups, replies, None)?, Terms::new()));
         }
         if self.room_query().await? == RoomQuery::SortRo {
             let commands = commands(lookups, room_query::sort_ro);
-            let replies = self.client.run_scan("get_room_connections", commands).await?;
+            let (replies, terms) = split(self.client.run_tracked("get_room_connections", commands).await?);
             let Some(reason) = sort_refused(lookups, &replies) else {
-                return self.parse_first(lookups, replies, None);
+                return Ok((self.replies.parse_first(lookups, replies, None)?, terms));
             };
             // The server was replaced, or its ACL changed.
             self.set_room_query(RoomQuery::SscanHmget(reason));
         }
         let commands = commands(lookups, room_query::first_members);
-        let replies = self.client.run_scan("get_room_connections", commands).await?;
+        let (replies, terms) = split(self.client.run_tracked("get_room_connections", commands).await?);
         let infos = self.infos(lookups, &replies).await?;
-        self.parse_first(lookups, replies, Some(infos))
+        Ok((self.replies.parse_first(lookups, replies, Some(infos))?, terms))
     }
 
     /// Without `SORT_RO`: `connection:info` of every member of every room, in order.
@@ -128,73 +128,6 @@ impl RedisDirectory {
             return Ok(Vec::new());
         }
         self.client.run_scan("get_connections", commands).await
-    }
-
-    /// Parses the replies of the first round trip, one result per look-up.
-    pub(super) fn parse_first(
-        &self,
-        lookups: &[Lookup],
-        replies: Vec<Value>,
-        infos: Option<Vec<Value>>,
-    ) -> Result<Vec<FirstReply>, Unavailable> {
-        let mut comets = AddressInterner::default();
-        let mut replies = replies.into_iter();
-        let mut infos = infos.map(Vec::into_iter);
-        let mut firsts = Vec::with_capacity(lookups.len());
-        for lookup in lookups {
-            let mut next = || replies.next().unwrap_or_default();
-            firsts.push(match lookup {
-                Lookup::Room(room) => {
-                    let reply = next();
-                    if is_too_large(&reply) {
-                        firsts.push(FirstReply::Large);
-                        continue;
-                    }
-                    let reply = self.unless_refused(reply, || format!("room:connections:{room}"))?;
-                    let members = match &mut infos {
-                        None => room_query::sorted_members(reply, &mut comets),
-                        Some(infos) => match room_query::scanned(reply) {
-                            (Some(_), _) => None,
-                            (None, ids) => {
-                                let infos = infos.by_ref().take(ids.len());
-                                Some(room_query::described_members(ids, infos, &mut comets))
-                            }
-                        },
-                    };
-                    members.map_or(FirstReply::Large, FirstReply::Room)
-                }
-                Lookup::Key(key) => {
-                    let info = self.unless_refused(next(), || format!("connection:info:{key}"))?;
-                    let online = self.unless_refused(next(), || format!("user:online:{key}"))?;
-                    match room_query::described(key, info, &mut comets) {
-                        Some(connection) => FirstReply::Connection(Some(connection)),
-                        None => as_user(key, online),
-                    }
-                }
-            });
-        }
-        Ok(firsts)
-    }
-
-    /// The value, or nil for a key of the wrong type: one bad key must not fail the others.
-    fn unless_refused(&self, value: Value, key: impl Fn() -> String) -> Result<Value, Unavailable> {
-        match refusal(&value) {
-            None => Ok(value),
-            Some(Refusal::WrongType) => {
-                self.metrics.wrong_type_keys.inc();
-                if let Some(held_back) = self.wrong_type_throttle.admit() {
-                    let (key, endpoint) = (key(), self.client.endpoint());
-                    tracing::warn!(
-                        held_back,
-                        "skipping `{key}` in Redis at {endpoint}: it has the wrong type or is far too large; delete it"
-                    );
-                }
-                Ok(Value::Nil)
-            }
-            Some(Refusal::Denied(said) | Refusal::Other(said)) => {
-                Err(self.client.denied("lookup", format!("{said} (`{}`)", key())))
-            }
-        }
     }
 
     /// The second round trip: who is offline, and where the users' connections live.
@@ -215,47 +148,7 @@ impl RedisDirectory {
             (false, false) => self.client.run_small(operation, commands).await?,
         };
         let infos = replies.split_off(questions.min(replies.len()));
-        Ok(SecondReply { not_online: self.not_online(users, replies)?, infos: infos.into_iter() })
-    }
-
-    pub(super) fn not_online(
-        &self,
-        users: Vec<UserId>,
-        replies: Vec<Value>,
-    ) -> Result<HashSet<UserId>, Unavailable> {
-        let mut answers = Vec::with_capacity(users.len());
-        for reply in replies {
-            answers.extend(elements(self.unless_refused(reply, || "user:online:*".to_owned())?));
-        }
-        let absent = users.into_iter().zip(answers).filter(|(_, answer)| *answer == Value::Nil);
-        Ok(absent.map(|(user, _)| user).collect())
-    }
-
-    /// Combines both round trips; `None` for a room that is too large for one command.
-    pub(super) fn found(&self, first: FirstReply, second: &mut SecondReply) -> Option<DirectoryReply> {
-        Some(match first {
-            FirstReply::Large => return None,
-            FirstReply::Room(members) => {
-                self.metrics.stale_members.inc_by(members.stale as u64);
-                self.metrics.room_connections.observe(members.connections.len() as f64);
-                let connections = members.connections.into_iter().map(|found| second.checked(found));
-                DirectoryReply::Room(Membership::new(connections, members.stale))
-            }
-            FirstReply::Connection(found) => DirectoryReply::Key(found.map(|found| second.checked(found))),
-            FirstReply::User { user, connection } => {
-                let info = second.infos.next().unwrap_or_default();
-                let found = room_query::described(&connection, info, &mut AddressInterner::default());
-                // A connection that now belongs to another user must not get this user's messages.
-                let own = found.filter(|found| found.user.as_ref().is_none_or(|owner| *owner == user));
-                if own.is_none() {
-                    self.metrics.stale_members.inc();
-                }
-                let Some(ConnectionRow { id, comet, .. }) = own else {
-                    return Some(DirectoryReply::Key(None));
-                };
-                DirectoryReply::Key(Some(Connection { id, user: Some(user), comet, online: true }))
-            }
-        })
+        Ok(SecondReply { not_online: self.replies.not_online(users, replies)?, infos: infos.into_iter() })
     }
 
     /// Looks up a batch in one pipeline, and the remaining data in a second one.
@@ -263,24 +156,96 @@ impl RedisDirectory {
         if lookups.is_empty() {
             return Ok(Vec::new());
         }
-        let firsts = self.first(lookups).await.inspect_err(|unavailable| {
+        let started = Instant::now();
+        let (firsts, terms) = self.first(lookups).await.inspect_err(|unavailable| {
             if unavailable.is_slow() {
                 // One of the rooms may be the cause.
                 self.room_hints.lock().mark_large(lookups);
             }
         })?;
         let mut second = self.second(&firsts).await?;
-        Ok(firsts.into_iter().map(|first| self.found(first, &mut second)).collect())
+        let mut found: Vec<_> =
+            firsts.into_iter().map(|first| self.replies.found(first, &mut second)).collect();
+        // One command for a room, two for a key.
+        let mut terms = terms.into_iter();
+        for (lookup, found) in lookups.iter().zip(&mut found) {
+            let term = terms.next().flatten();
+            match (lookup, found) {
+                (Lookup::Key(_), _) => drop(terms.next()),
+                (Lookup::Room(_), Some(DirectoryReply::Room(reading))) => {
+                    self.mark_fresh(reading, term, started);
+                }
+                (Lookup::Room(_), _) => {}
+            }
+        }
+        self.share_cost(lookups, &mut found, started);
+        Ok(found)
+    }
+
+    /// Records under which term a reading counts, and that all of it was read since this time.
+    fn mark_fresh(&self, reading: &mut RoomReading, term: Option<LeaseTerm>, started: Instant) {
+        let RoomReading { membership, freshness } = reading;
+        let is_empty = membership.members.is_empty() && membership.stale == 0;
+        // Another node may create a room that does not exist, while its slot moves there.
+        freshness.term = term.filter(|_| !is_empty || !self.client.is_cluster());
+        freshness.details_since = started;
+        freshness.complete = membership.stale == 0;
+    }
+
+    /// Divides the time that reading rooms took among them by their size, and remembers their members.
+    fn share_cost(&self, lookups: &[Lookup], found: &mut [Option<DirectoryReply>], started: Instant) {
+        let mut readings: Vec<(&RoomId, &mut RoomReading)> = Vec::new();
+        for (lookup, found) in lookups.iter().zip(found) {
+            if let (Lookup::Room(room), Some(DirectoryReply::Room(reading))) = (lookup, found) {
+                readings.push((room, reading));
+            }
+        }
+        let size = |reading: &RoomReading| reading.membership.members.len() + reading.membership.stale;
+        let all: usize = readings.iter().map(|(_, reading)| size(reading)).sum();
+        let took = started.elapsed();
+        let mut known_rooms = self.known_rooms.lock();
+        for (room, reading) in readings {
+            reading.freshness.cost = took.mul_f64(size(reading) as f64 / all.max(1) as f64);
+            known_rooms.remember(room, reading);
+        }
+    }
+
+    /// Reads rooms of which most members are known; `None` for one that has to be read as a whole.
+    async fn lookup_newcomers(
+        &self,
+        rooms: Vec<(RoomId, KnownRoom)>,
+    ) -> Result<Vec<Option<DirectoryReply>>, Unavailable> {
+        if rooms.is_empty() {
+            return Ok(Vec::new());
+        }
+        let started = Instant::now();
+        let Self { client, check_online, max_room_size, .. } = self;
+        let newcomers = Newcomers { client, check_online: *check_online, max_room_size: *max_room_size };
+        let lookups: Vec<_> = rooms.iter().map(|(room, _)| Lookup::Room(room.clone())).collect();
+        let (readings, fetched) = newcomers.read(rooms).await?;
+        self.metrics.newcomers.inc_by(fetched as u64);
+        let mut found: Vec<_> =
+            readings.into_iter().map(|reading| reading.map(DirectoryReply::Room)).collect();
+        self.share_cost(&lookups, &mut found, started);
+        Ok(found)
     }
 
     /// Reads a large room in pages.
     async fn lookup_paged(&self, room: &RoomId) -> Result<DirectoryReply, Unavailable> {
         let Self { client, check_online, max_room_size, .. } = self;
         let pages = Pages { client, check_online: *check_online, max_room_size: *max_room_size };
-        let found = pages.read(room).await?;
+        let started = Instant::now();
+        let mut found = pages.read(room).await?;
+        if let DirectoryReply::Room(reading) = &mut found {
+            let term = reading.freshness.term.take();
+            self.mark_fresh(reading, term, started);
+        }
+        let mut found = [Some(found)];
+        self.share_cost(&[Lookup::Room(room.clone())], &mut found, started);
+        let [Some(found)] = found else { unreachable!("it is still there") };
         let mut small = false;
         match &found {
-            DirectoryReply::Room(membership) => {
+            DirectoryReply::Room(RoomReading { membership, .. }) => {
                 let members = membership.members.len() + membership.stale;
                 small = members < room_query::MOST / 2;
                 self.metrics.stale_members.inc_by(membership.stale as u64);
@@ -298,29 +263,47 @@ impl RedisDirectory {
         Ok(found)
     }
 
-    /// Looks up known problem rooms separately from the rest.
-    async fn lookup_with_hints(
-        &self,
-        lookups: &[Lookup],
-    ) -> Result<Vec<Option<DirectoryReply>>, Unavailable> {
+    /// Looks up problem rooms, and rooms whose members are known, separately from the rest.
+    async fn lookup_apart(&self, lookups: &[Lookup]) -> Result<Vec<Option<DirectoryReply>>, Unavailable> {
         let mut found: Vec<Option<DirectoryReply>> = Vec::with_capacity(lookups.len());
-        let (mut usual, mut indexes) = (Vec::new(), Vec::new());
+        let (mut usual, mut usual_at, mut known, mut known_at) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         {
-            let (room_hints, now) = (self.room_hints.lock(), Instant::now());
-            for (endpoint, lookup) in lookups.iter().enumerate() {
-                found.push(match room_hints.strategy(lookup, now) {
-                    ReadStrategy::Skipped(why) => Some(DirectoryReply::Unreadable(why)),
-                    ReadStrategy::Pages => None,
-                    ReadStrategy::Batched => {
+            let (room_hints, known_rooms, now) =
+                (self.room_hints.lock(), self.known_rooms.lock(), Instant::now());
+            for (at, lookup) in lookups.iter().enumerate() {
+                let known_room = match lookup {
+                    Lookup::Room(room) => known_rooms.get(room, now).map(|known| (room.clone(), known)),
+                    Lookup::Key(_) => None,
+                };
+                found.push(match (room_hints.strategy(lookup, now), known_room) {
+                    (ReadStrategy::Skipped(why), _) => Some(DirectoryReply::Unreadable(why)),
+                    (_, Some(known_room)) => {
+                        known.push(known_room);
+                        known_at.push(at);
+                        None
+                    }
+                    (ReadStrategy::Pages, None) => None,
+                    (ReadStrategy::Batched, None) => {
                         usual.push(lookup.clone());
-                        indexes.push(endpoint);
+                        usual_at.push(at);
                         None
                     }
                 });
             }
         }
-        for (index, answer) in indexes.into_iter().zip(self.lookup_batch(&usual).await?) {
-            found[index] = answer;
+        let (answers, newcomers) = tokio::try_join!(self.lookup_batch(&usual), self.lookup_newcomers(known))?;
+        let mut again = (Vec::new(), Vec::new());
+        for (at, answer) in known_at.into_iter().zip(newcomers) {
+            if answer.is_none() {
+                again.0.push(lookups[at].clone());
+                again.1.push(at);
+            }
+            found[at] = answer;
+        }
+        let again = again.1.into_iter().zip(self.lookup_batch(&again.0).await?);
+        for (at, answer) in usual_at.into_iter().zip(answers).chain(again) {
+            found[at] = answer;
         }
         Ok(found)
     }
@@ -329,11 +312,11 @@ impl RedisDirectory {
 #[async_trait]
 impl Directory for RedisDirectory {
     async fn lookup(&self, lookups: &[Lookup]) -> Result<Vec<DirectoryReply>, Unavailable> {
-        let nothing_known = self.room_hints.lock().is_empty();
+        let nothing_known = self.room_hints.lock().is_empty() && self.known_rooms.lock().is_empty();
         let found = if nothing_known {
             self.lookup_batch(lookups).await?
         } else {
-            self.lookup_with_hints(lookups).await?
+            self.lookup_apart(lookups).await?
         };
         let mut all = Vec::with_capacity(lookups.len());
         for (lookup, found) in lookups.iter().zip(found) {
@@ -360,42 +343,49 @@ impl Directory for RedisDirectory {
         self.client.check_permission(users, "user:online:*").await?;
         Ok(how)
     }
-}
 
-/// The result of the second round trip.
-pub(super) struct SecondReply {
-    pub(super) not_online: HashSet<UserId>,
-    /// One for each [`FirstReply::User`], in order.
-    pub(super) infos: std::vec::IntoIter<Value>,
-}
+    fn subscribe(&self, changes: Arc<dyn RoomChanges>) {
+        self.client.observe(Arc::new(RoomObserver(changes)));
+    }
 
-impl SecondReply {
-    fn checked(&self, found: ConnectionRow) -> Connection {
-        let ConnectionRow { id, comet, user } = found;
-        let online = user.as_ref().is_none_or(|user| !self.not_online.contains(user));
-        Connection { id, user, comet, online }
+    async fn confirm_changes(&self) -> bool {
+        self.client.confirm_leases().await
+    }
+
+    async fn keep_current(&self) {
+        self.client.keep_leases().await;
+    }
+
+    fn forget(&self, room: &RoomId) {
+        self.known_rooms.lock().forget(room);
+    }
+
+    fn warning(&self) -> Option<String> {
+        self.client.tracking_problem()
     }
 }
 
-/// A key that is not a connection may be a user: an online user has a connection.
-fn as_user(key: &str, online: Value) -> FirstReply {
-    match text(online).filled() {
-        Some(connection) => FirstReply::User { user: key.into(), connection },
-        None => FirstReply::Connection(None),
-    }
+/// The terms under which the replies to a batch's commands were read; empty if none is tracked.
+type Terms = Vec<Option<LeaseTerm>>;
+
+fn split(replies: TrackedValues) -> (Vec<Value>, Terms) {
+    replies.into_iter().unzip()
 }
 
-/// All users whose presence has to be checked, without duplicates.
-pub(super) fn users(firsts: &[FirstReply]) -> Vec<UserId> {
-    let mut users = HashSet::new();
-    for first in firsts {
-        match first {
-            FirstReply::Room(members) => {
-                users.extend(members.connections.iter().filter_map(|c| c.user.clone()))
-            }
-            FirstReply::Connection(found) => users.extend(found.iter().filter_map(|c| c.user.clone())),
-            FirstReply::User { .. } | FirstReply::Large => {}
+/// Rooms by their keys.
+struct RoomObserver(Arc<dyn RoomChanges>);
+
+impl KeyObserver for RoomObserver {
+    fn key_changed(&self, key: &[u8]) {
+        // No room that was looked up has another name.
+        if let Some(room) =
+            std::str::from_utf8(key).ok().and_then(|key| key.strip_prefix(room_query::ROOM_KEYS))
+        {
+            self.0.room_changed(&RoomId::from(room));
         }
     }
-    users.into_iter().collect()
+
+    fn terms_ended(&self, cause: ForgetCause) {
+        self.0.terms_ended(cause);
+    }
 }

@@ -85,6 +85,7 @@ impl RoomHints {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::directory::RoomReading;
     use crate::membership::Membership;
 
     #[test]
@@ -98,7 +99,12 @@ mod tests {
         assert_eq!(room_hints.strategy(&lookup, start), ReadStrategy::Skipped("slow".into()));
         let later = start + GIVEN_UP_FOR;
         assert_eq!(room_hints.strategy(&lookup, later), ReadStrategy::Pages);
-        room_hints.record_read(&"r".into(), &DirectoryReply::Room(Membership::default()), true, later);
+        room_hints.record_read(
+            &"r".into(),
+            &DirectoryReply::Room(RoomReading::untracked(Membership::default())),
+            true,
+            later,
+        );
         assert!(room_hints.is_empty());
         room_hints.mark_large([&Lookup::Key("r".into())]);
         assert!(room_hints.is_empty(), "only rooms are large");

@@ -17,6 +17,9 @@ use crate::redis_client::{TextReply, elements, text};
 /// Maximum number of members that are read with one command: about 5 ms of Redis' time.
 pub(super) const MOST: usize = 5_000;
 
+/// The prefix of the keys that list the members of rooms.
+pub const ROOM_KEYS: &str = "room:connections:";
+
 /// Maximum length of a valid `comet_id`: a server name or an address.
 const LONGEST_COMET: usize = 1024;
 
@@ -164,7 +167,7 @@ pub(super) fn users_online(users: &[UserId]) -> Cmd {
 }
 
 pub(super) fn room_key(room: &str) -> String {
-    format!("room:connections:{room}")
+    format!("{ROOM_KEYS}{room}")
 }
 
 /// Parses the reply to [`sort_ro`]: id, comet, user, id, comet, user, ...; `None` if there are more

@@ -10,6 +10,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::comets::Fleet;
 use crate::consumer;
+use crate::directory::CachedAge;
 use crate::memory_guard;
 use crate::message::RoomId;
 use crate::pipeline::Pipeline;
@@ -63,6 +64,7 @@ impl Handle {
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = self.pipeline.policies.status().warnings();
         warnings.extend(self.pipeline.fleet.warnings());
+        warnings.extend(self.pipeline.resolver.warning());
         warnings
     }
 
@@ -102,8 +104,8 @@ impl Handle {
         done.unwrap_or_else(|| Err(policy::PolicyError::because("the gateway stopped before it was done")))
     }
 
-    /// The cached route of a room; no look-up. `None` if it is not cached.
-    pub fn cached_route(&self, room: &RoomId) -> Option<Arc<Route>> {
+    /// The cached route of a room, and how current it is; no look-up. `None` if it is not cached.
+    pub fn cached_route(&self, room: &RoomId) -> Option<(Arc<Route>, CachedAge)> {
         self.pipeline.resolver.cached(room, self.pipeline.policies.current().generation().0)
     }
 

@@ -33,6 +33,7 @@ mod handle;
 mod parts;
 mod verify;
 
+pub use crate::directory::CachedAge;
 pub use handle::{Handle, OperatorResult};
 pub use parts::{Storage, observe_fleet, resolver, writes_to_redis};
 pub use verify::{probe, verify};
@@ -112,6 +113,13 @@ impl Gateway {
         let consumer = Consumer::start(&config.kafka, &ours, limits, consumer_metrics, stalls, spawn_worker)
             .context("cannot start the Kafka consumer; check [kafka] and its properties")?;
 
+        let keep_current = {
+            let (pipeline, shutdown) = (Arc::clone(&pipeline), shutdown.clone());
+            async move {
+                shutdown.run_until_cancelled(pipeline.resolver.keep_current()).await;
+            }
+        };
+        tasks.spawn(panics::abort_on_panic("the leases of cached routes", keep_current));
         let directory = watch_directory(&storage, writes, &tasks, &shutdown);
         tasks.spawn(policy::watch(Arc::clone(&pipeline.policies), sources, shutdown.clone()));
         tasks.spawn(policy::supervise(Arc::clone(&pipeline.policies), shutdown.clone()));

@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::directory::{self, Directory, MemoryDirectory, RedisDirectory};
 use crate::guard::{Guards, MemoryGuards, RedisGuards};
 use crate::inbox::{self, Inbox, MemoryInbox, OnlineUsers, RedisInbox};
-use crate::pipeline::Resolver;
+use crate::pipeline::{Resolver, RoomSource, RoutingConfig};
 use crate::policy::PluginConfig;
 use crate::redis_client::{self, RedisClient};
 use crate::redrive_key::{MemoryRedriveKeys, RedisRedriveKeys, RedriveKeys};
@@ -50,16 +50,14 @@ impl Storage {
             let directory = MemoryDirectory::new(config.routing.check_online);
             return Ok(Self::memory(directory, config, registry));
         }
-        let client = RedisClient::new(&config.redis, redis_client::Metrics::register(registry))?;
+        let client = redis_client(config, redis_client::Metrics::register(registry))?;
         let metrics = directory::Metrics::register(registry);
         let inbox_metrics = inbox::Metrics::register(registry);
+        let RoutingConfig { check_online, max_room_size, cache, .. } = &config.routing;
+        let directory = RedisDirectory::new(client.clone(), *check_online, *max_room_size, metrics);
+        let directory = directory.remembering(cache);
         Ok(Self {
-            directory: Arc::new(RedisDirectory::new(
-                client.clone(),
-                config.routing.check_online,
-                config.routing.max_room_size,
-                metrics,
-            )),
+            directory: Arc::new(directory),
             guards: Arc::new(RedisGuards::new(client.clone())),
             shared_state: Arc::new(RedisSharedState::new(client.clone())),
             inbox: Arc::new(RedisInbox::new(client.clone(), &config.offline, inbox_metrics)),
@@ -98,6 +96,20 @@ impl Storage {
             _ => {}
         }
         Ok(how)
+    }
+}
+
+/// The client; the connection that reads rooms is told which of them change, if cached rooms are to be
+/// exact.
+fn redis_client(
+    config: &Config,
+    metrics: redis_client::Metrics,
+) -> Result<RedisClient, redis_client::BadUrl> {
+    let reads_rooms = config.routing.rooms == RoomSource::Directory;
+    if reads_rooms && config.routing.cache.is_exact() {
+        RedisClient::with_tracking(&config.redis, metrics, directory::ROOM_KEYS)
+    } else {
+        RedisClient::new(&config.redis, metrics)
     }
 }
 

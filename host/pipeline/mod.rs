@@ -24,6 +24,7 @@ mod absent;
 mod absent_budget;
 mod age;
 mod batch;
+mod cached_routes;
 mod call;
 mod chain;
 mod claims;

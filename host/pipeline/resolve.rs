@@ -15,11 +15,12 @@ use foldhash::fast::RandomState;
 use crate::comets::{Dialect, Fleet, ServerNames};
 use crate::decision::{IdKind, Overrides};
 use crate::directory::{
-    CacheLookup, CacheMetrics, Directory, DirectoryReply, FillPermit, FillWaiter, Lookup, LookupLeader,
-    RouteCache, Unavailable,
+    CacheMetrics, CachedAge, Directory, DirectoryReply, Freshness, Lookup, LookupLeader, RoomReading,
+    Unavailable,
 };
 use crate::membership::{Connection, Grouping};
 use crate::message::{Audience, CallTarget, CometAddr, Message, NamedBy, RoomId};
+use crate::pipeline::cached_routes::{CachedRoutes, Claimed, Leader};
 use crate::pipeline::chain::BatchChain;
 use crate::pipeline::config::{RoomSource, RoutingConfig};
 use crate::pipeline::retry::{Cancelled, HoldContext, hold_behind, retry_until_cancelled};
@@ -31,7 +32,7 @@ use crate::stalls::StallStage;
 pub struct Resolver {
     directory: Arc<dyn Directory>,
     fleet: Arc<Fleet>,
-    routes: RouteCache<Arc<Route>>,
+    cached: CachedRoutes,
     rooms: RoomSource,
     unknown_keys: IdKind,
 }
@@ -68,9 +69,9 @@ impl Resolver {
         dialect: Dialect,
         metrics: CacheMetrics,
     ) -> Self {
-        let routes = RouteCache::new(&config.cache, metrics);
+        let cached = CachedRoutes::new(Arc::clone(&directory), &config.cache, metrics);
         let unknown_keys = config.push_keys(dialect).identity();
-        Self { directory, fleet, routes, rooms: config.rooms, unknown_keys }
+        Self { directory, fleet, cached, rooms: config.rooms, unknown_keys }
     }
 
     /// What a key is if the directory does not know it.
@@ -80,12 +81,22 @@ impl Resolver {
 
     /// A comet reported that connections of this room are gone: its route is read again soon.
     pub(super) fn note_outdated(&self, room: &RoomId) {
-        self.routes.note_outdated(room);
+        self.cached.note_outdated(room);
     }
 
-    /// The cached route of a room for this generation of policies.
-    pub fn cached(&self, room: &RoomId, generation: u64) -> Option<Arc<Route>> {
-        self.routes.peek(room, generation)
+    /// The cached route of a room for this generation of policies, and how current it is.
+    pub fn cached(&self, room: &RoomId, generation: u64) -> Option<(Arc<Route>, CachedAge)> {
+        self.cached.peek(room, generation)
+    }
+
+    /// Keeps cached routes current for as long as it is polled.
+    pub async fn keep_current(&self) {
+        self.directory.keep_current().await;
+    }
+
+    /// Why cached routes are not exact, although they should be.
+    pub fn warning(&self) -> Option<String> {
+        self.directory.warning()
     }
 
     /// The current route of a room, for `GET /v1/routes/{room}`: looked up without the cache,
@@ -96,13 +107,13 @@ impl Resolver {
     pub async fn route(&self, room: &RoomId, chain: &mut Chain) -> anyhow::Result<Arc<Route>> {
         let found = self.read(&[Lookup::Room(room.clone())]).await?;
         let membership = match found.into_iter().next() {
-            Some(DirectoryReply::Room(membership)) => membership,
+            Some(DirectoryReply::Room(reading)) => reading.membership,
             Some(DirectoryReply::Unreadable(why)) => anyhow::bail!("{why}"),
             Some(DirectoryReply::Key(_)) | None => {
                 anyhow::bail!("the directory did not answer for room `{room}`")
             }
         };
-        let mut grouping = Grouping::new(Arc::new(membership));
+        let mut grouping = Grouping::new(membership);
         chain.regroup(room, &mut grouping)?;
         Ok(self.regrouped(grouping))
     }
@@ -152,8 +163,10 @@ impl Resolver {
         let names = self.fleet.names();
         for found in &mut found {
             match found {
-                DirectoryReply::Room(membership) => {
-                    map_addresses(&names, |address_of| membership.map_addresses(address_of));
+                DirectoryReply::Room(RoomReading { membership, .. }) => {
+                    map_addresses(&names, |address_of| {
+                        Arc::make_mut(membership).map_addresses(address_of);
+                    });
                 }
                 DirectoryReply::Key(Some(connection)) => {
                     if let Some(address) = names.get(&connection.comet) {
@@ -190,11 +203,14 @@ impl Resolver {
         }
         let mut keys = self.wanted_keys(messages);
         let mut rooms = self.wanted_rooms(messages);
+        let need = self.cached.need(&rooms).await;
         // A room that another worker failed to resolve is looked up again.
         while !rooms.is_empty() || !keys.is_empty() {
             let generation = chain.set().generation().0;
             let by = LookupLeader { topic: Arc::clone(hold.topic), partition: hold.partition };
-            let (owned, awaited) = self.lookup(std::mem::take(&mut rooms), generation, &by, &mut resolved);
+            let Claimed { hits, owned, awaited, deferred } =
+                self.cached.claim(std::mem::take(&mut rooms), generation, &by, need);
+            resolved.routes.extend(hits);
             self.look_up(owned, std::mem::take(&mut keys), chain, hold, &mut resolved).await?;
             // Only now, with no claims of its own, may this worker wait for others.
             for (room, waiter) in awaited {
@@ -204,6 +220,12 @@ impl Resolver {
                     Some(route) => drop(resolved.routes.insert(room, route)),
                     None => rooms.push(room),
                 }
+            }
+            if let Some(pause) = deferred.iter().map(|(_, pause)| *pause).max() {
+                let cause =
+                    || "a large room changes faster than it can be read: waiting for its turn".to_owned();
+                hold_behind(hold, StallStage::Resolve, USUAL, cause, tokio::time::sleep(pause)).await?;
+                rooms.extend(deferred.into_iter().map(|(room, _)| room));
             }
         }
         Ok(resolved)
@@ -288,26 +310,6 @@ impl Resolver {
         wanted
     }
 
-    /// Takes cached routes; splits the rest into rooms that this worker resolves and rooms that
-    /// another one is resolving already.
-    fn lookup(
-        &self,
-        rooms: Vec<RoomId>,
-        generation: u64,
-        by: &LookupLeader,
-        resolved: &mut Resolved,
-    ) -> (Vec<Leader>, Vec<Follower>) {
-        let (mut owned, mut awaited) = (Vec::new(), Vec::new());
-        for room in rooms {
-            match self.routes.lookup(&room, generation, by) {
-                CacheLookup::Hit(route) => drop(resolved.routes.insert(room, route)),
-                CacheLookup::Leader(permit) => owned.push((room, permit)),
-                CacheLookup::Follower(waiter) => awaited.push((room, waiter)),
-            }
-        }
-        (owned, awaited)
-    }
-
     async fn look_up(
         &self,
         owned: Vec<Leader>,
@@ -323,19 +325,21 @@ impl Resolver {
         }
         let mut found = self.ask(&lookups, hold).await?.into_iter();
         for (room, permit) in owned {
-            let membership = match found.next() {
-                Some(DirectoryReply::Room(membership)) => Arc::new(membership),
+            let RoomReading { membership, freshness } = match found.next() {
+                Some(DirectoryReply::Room(reading)) => reading,
                 Some(DirectoryReply::Unreadable(why)) => {
                     // Nothing is published: workers that wait for the room query the directory,
                     // which remembers that the room is unreadable.
                     resolved.unreadable.insert(room, why);
                     continue;
                 }
-                Some(DirectoryReply::Key(_)) | None => Arc::default(),
+                Some(DirectoryReply::Key(_)) | None => {
+                    RoomReading { membership: Arc::default(), freshness: Freshness::untracked() }
+                }
             };
             let weight = membership.members.len();
             let route = self.regroup(&room, Grouping::new(membership), chain, hold).await?;
-            permit.publish(Arc::clone(&route), weight);
+            permit.publish(Arc::clone(&route), weight, freshness);
             resolved.routes.insert(room, route);
         }
         resolved.keep_keys(keys, found);
@@ -398,15 +402,10 @@ const LOOKUP_CHUNK: usize = 2_000;
 /// The comets that a result of the directory names.
 fn comets_of(found: &DirectoryReply) -> &[CometAddr] {
     match found {
-        DirectoryReply::Room(membership) => &membership.comets,
+        DirectoryReply::Room(reading) => &reading.membership.comets,
         DirectoryReply::Key(connection) => {
             connection.as_ref().map_or(&[], |found| std::slice::from_ref(&found.comet))
         }
         DirectoryReply::Unreadable(_) => &[],
     }
 }
-
-/// A room that this worker resolves.
-type Leader = (RoomId, FillPermit<Arc<Route>>);
-/// A room that another worker is resolving.
-type Follower = (RoomId, FillWaiter<Arc<Route>>);

@@ -18,9 +18,10 @@ use redis::{Cmd, ConnectionInfo, Pipeline, ServerErrorKind, Value};
 
 use super::connection::PIPELINE_LIMIT;
 use super::error::{ServerFailure, ServerFailureKind};
+use super::lease::LeaseTerm;
 use super::nodes::{ClusterNodes, as_cluster, unserved};
 use super::slots::{NodeAddr, SlotMap, slot_of};
-use super::{BadUrl, ConnectionLimits, PartialReplies, fan_out, reply};
+use super::{BadUrl, ConnectionLimits, PartialReplies, TrackedValue, TrackedValues, fan_out, reply};
 
 /// Maximum number of redirections or retries of a command in one call; after the first few with a
 /// pause. While slots move, two are common.
@@ -39,7 +40,7 @@ pub(super) struct Cluster {
 /// The commands of a call that have no reply yet.
 struct PendingCommands {
     commands: Vec<Cmd>,
-    replies: Vec<Option<Value>>,
+    replies: Vec<Option<TrackedValue>>,
     /// Indexes of the commands without a reply.
     left: Vec<usize>,
     /// Overrides of the slot owner: the target of an `ASK`.
@@ -62,7 +63,7 @@ type NodeGroup = (NodeAddr, bool);
 
 /// A node's reply to one command.
 enum NodeReply {
-    Reply(Value),
+    Reply(Value, Option<LeaseTerm>),
     Moved(NodeAddr),
     Ask(NodeAddr),
     /// Its keys are being moved.
@@ -90,23 +91,42 @@ impl Cluster {
 
     /// Runs commands; one reply per command, in order. A reply that a node cannot serve is an error.
     pub(super) async fn run(&self, commands: Vec<Cmd>) -> Result<Vec<Value>, ServerFailure> {
+        Ok(self.run_tracked(commands).await?.into_iter().map(|(reply, _)| reply).collect())
+    }
+
+    /// The same, with the term under which each reply was read.
+    pub(super) async fn run_tracked(&self, commands: Vec<Cmd>) -> Result<TrackedValues, ServerFailure> {
         let (commands, parts) = fan_out::split_commands(commands);
-        let PartialReplies { replies, problem } = self.run_each(commands).await;
+        let (replies, problem) = self.run_all(commands).await;
         match problem {
             Some(problem) => Err(problem),
-            None => {
-                Ok(fan_out::join_replies(parts, replies.into_iter().map(Option::unwrap_or_default).collect()))
-            }
+            None => Ok(fan_out::join_replies(parts, replies.into_iter().map(Option::unwrap_or_default))),
         }
     }
 
     /// Runs single-key commands as far as possible: a node that does not serve now affects only its
     /// own.
     pub(super) async fn run_each(&self, commands: Vec<Cmd>) -> PartialReplies {
+        let (replies, problem) = self.run_all(commands).await;
+        let replies = replies.into_iter().map(|reply| reply.map(|(reply, _)| reply)).collect();
+        PartialReplies { replies, problem }
+    }
+
+    /// Renews the leases of all connections, and checks whether slots have moved.
+    pub(super) async fn renew_leases(&self) {
+        tokio::join!(self.nodes.renew_leases(), self.nodes.check_slots());
+    }
+
+    /// Renews the leases of all connections; false if one was lost.
+    pub(super) async fn confirm_leases(&self) -> bool {
+        self.nodes.renew_leases().await
+    }
+
+    async fn run_all(&self, commands: Vec<Cmd>) -> (Vec<Option<TrackedValue>>, Option<ServerFailure>) {
         let pipelines = commands.len().div_ceil(PIPELINE_LIMIT) as u32;
         let mut open = PendingCommands::new(commands);
         let problem = self.with_deadline(pipelines, self.answer(&mut open)).await.err();
-        PartialReplies { replies: open.replies, problem }
+        (open.replies, problem)
     }
 
     /// Checks that all nodes with slots answer, and that every slot is served.
@@ -168,8 +188,8 @@ impl Cluster {
         let (mut moved, mut unfit, mut lost) = (Vec::new(), None, None);
         for (index, outcome) in outcomes.into_iter().flatten() {
             match outcome {
-                NodeReply::Reply(value) => {
-                    open.replies[index] = Some(value);
+                NodeReply::Reply(value, term) => {
+                    open.replies[index] = Some((value, term));
                     continue;
                 }
                 NodeReply::Moved(node) => {
@@ -255,7 +275,9 @@ impl Cluster {
         // Skip the replies to ASKING.
         let (skip, step) = if asking { (1, 2) } else { (0, 1) };
         let replies = answer.replies.into_iter().skip(skip).step_by(step);
-        let outcomes: Vec<NodeReply> = replies.map(|reply| classify(reply, node)).collect();
+        // A key that is being moved is not tracked: the next one to change it is another node.
+        let term = answer.term.filter(|_| !asking);
+        let outcomes: Vec<NodeReply> = replies.map(|reply| classify(reply, node, term.as_ref())).collect();
         if outcomes.len() != part.len() {
             return Err(ServerFailure::new(ServerFailureKind::Malformed, "replies are missing").of(node));
         }
@@ -289,7 +311,7 @@ impl Cluster {
         let connection = self.nodes.connection(node)?;
         let answer = connection.send(&pipeline).await.map_err(|problem| problem.of(node))?;
         for reply in answer.replies {
-            if let NodeReply::CannotServe(problem) = classify(reply, node) {
+            if let NodeReply::CannotServe(problem) = classify(reply, node, None) {
                 connection.invalidate(answer.epoch).await;
                 return Err(problem);
             }
@@ -302,18 +324,18 @@ fn any_node(slots: &SlotMap) -> Result<&NodeAddr, ServerFailure> {
     slots.nodes().first().ok_or_else(|| unserved(format_args!("any slot")))
 }
 
-fn classify(reply: Value, node: &NodeAddr) -> NodeReply {
-    let Value::ServerError(error) = &reply else { return NodeReply::Reply(reply) };
+fn classify(reply: Value, node: &NodeAddr, term: Option<&LeaseTerm>) -> NodeReply {
+    let Value::ServerError(error) = &reply else { return NodeReply::Reply(reply, term.cloned()) };
     let target = || NodeAddr::redirected(error.details()?.split_ascii_whitespace().nth(1)?, node);
     match (error.kind(), target()) {
         (Some(ServerErrorKind::Moved), Some(to)) => NodeReply::Moved(to),
         (Some(ServerErrorKind::Ask), Some(to)) => NodeReply::Ask(to),
         (Some(ServerErrorKind::TryAgain), _) => NodeReply::TryAgain,
         // The command itself is invalid.
-        (Some(ServerErrorKind::CrossSlot), _) => NodeReply::Reply(reply),
+        (Some(ServerErrorKind::CrossSlot), _) => NodeReply::Reply(reply, None),
         _ => match reply::failure(&reply) {
             Some(problem) => NodeReply::CannotServe(as_cluster(problem).of(node)),
-            None => NodeReply::Reply(reply),
+            None => NodeReply::Reply(reply, None),
         },
     }
 }
@@ -324,9 +346,9 @@ mod tests {
 
     fn classified(line: &str) -> String {
         let reply = redis::parse_redis_value(format!("{line}\r\n").as_bytes()).expect("a reply");
-        match classify(reply, &NodeAddr::new("here", 1)) {
-            NodeReply::Reply(Value::ServerError(error)) => format!("refusal {}", error.code()),
-            NodeReply::Reply(_) => "answer".to_owned(),
+        match classify(reply, &NodeAddr::new("here", 1), None) {
+            NodeReply::Reply(Value::ServerError(error), _) => format!("refusal {}", error.code()),
+            NodeReply::Reply(..) => "answer".to_owned(),
             NodeReply::Moved(node) => format!("moved to {node}"),
             NodeReply::Ask(node) => format!("ask {node}"),
             NodeReply::TryAgain => "again".to_owned(),

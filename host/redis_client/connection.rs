@@ -8,16 +8,20 @@
 //!
 //! It does not know its purpose, and logs nothing.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex as StdMutex;
 use redis::{Cmd, ConnectionInfo, Pipeline, Value};
 use tokio::sync::Mutex;
 
 use super::dial::BoundedConnection;
 use super::error::{ServerFailure, ServerFailureKind};
-use super::sentinel::Sentinels;
-use super::{BadUrl, ConnectionLimits, PartialReplies, reply};
+use super::lease::LeaseTerm;
+use super::sentinel::{self, Sentinels};
+use super::tracking::{ConnectionTracking, ForgetCause, Retry};
+use super::{BadUrl, ConnectionLimits, PartialReplies, TrackedValues, reply};
 use crate::backoff::Backoff;
 
 /// Back-off after a failed attempt: first and longest. The longest bounds the time until a recovered
@@ -42,6 +46,8 @@ pub(super) struct ManagedConnection {
     state: Mutex<ConnectionState>,
     /// Number of connections opened so far.
     epoch: AtomicU64,
+    /// How changes are reported over the present connection.
+    tracking: StdMutex<Option<Arc<ConnectionTracking>>>,
 }
 
 /// The target of new connections.
@@ -74,6 +80,8 @@ struct ConnectFailure {
 pub(super) struct PipelineReply {
     pub(super) replies: Vec<Value>,
     pub(super) epoch: u64,
+    /// The term under which tracked keys were read.
+    pub(super) term: Option<LeaseTerm>,
 }
 
 impl std::fmt::Debug for ConnectionState {
@@ -94,8 +102,8 @@ impl ManagedConnection {
     }
 
     fn new(destination: Destination, timeouts: ConnectionLimits) -> Self {
-        let (state, epoch) = Default::default();
-        Self { destination, timeouts, state, epoch }
+        let (state, epoch, tracking) = Default::default();
+        Self { destination, timeouts, state, epoch, tracking }
     }
 
     /// The number of connections opened so far.
@@ -108,16 +116,30 @@ impl ManagedConnection {
     pub(super) async fn run(&self, commands: Vec<Cmd>) -> Result<Vec<Value>, ServerFailure> {
         let mut replies = Vec::with_capacity(commands.len());
         for pipeline in pipelines(commands) {
-            let answer = self.send(&pipeline).await?;
-            if let Some(problem) = answer.replies.iter().find_map(reply::failure) {
-                if self.should_reconnect(&problem) {
-                    self.invalidate(answer.epoch).await;
-                }
-                return Err(problem);
-            }
-            replies.extend(answer.replies);
+            replies.extend(self.run_pipeline(&pipeline).await?.replies);
         }
         Ok(replies)
+    }
+
+    /// The same, with the term under which each reply was read.
+    pub(super) async fn run_tracked(&self, commands: Vec<Cmd>) -> Result<TrackedValues, ServerFailure> {
+        let mut replies = Vec::with_capacity(commands.len());
+        for pipeline in pipelines(commands) {
+            let PipelineReply { replies: part, term, .. } = self.run_pipeline(&pipeline).await?;
+            replies.extend(part.into_iter().map(|reply| (reply, term.clone())));
+        }
+        Ok(replies)
+    }
+
+    async fn run_pipeline(&self, pipeline: &Pipeline) -> Result<PipelineReply, ServerFailure> {
+        let answer = self.send(pipeline).await?;
+        if let Some(problem) = answer.replies.iter().find_map(reply::failure) {
+            if self.should_reconnect(&problem) {
+                self.invalidate(answer.epoch).await;
+            }
+            return Err(problem);
+        }
+        Ok(answer)
     }
 
     /// Runs commands as far as possible. A reply that the whole server cannot serve does not count as
@@ -181,9 +203,10 @@ impl ManagedConnection {
             ping.cmd("PING");
             let answer = self.send_once(&ping).await?;
             let replies = vec![reply::too_large(&why.message); commands.len()];
-            return Ok(PipelineReply { replies, epoch: answer.epoch });
+            return Ok(PipelineReply { replies, epoch: answer.epoch, term: None });
         }
         let (mut replies, mut epoch) = (Vec::with_capacity(commands.len()), 0);
+        let mut terms = Vec::new();
         let middle = commands.len().div_ceil(2 * unit) * unit;
         for part in commands.chunks(middle) {
             let mut pipeline = Pipeline::with_capacity(part.len());
@@ -198,8 +221,11 @@ impl ManagedConnection {
             };
             replies.extend(answer.replies);
             epoch = answer.epoch;
+            terms.push(answer.term);
         }
-        Ok(PipelineReply { replies, epoch })
+        // Parts that were read over different connections have no term in common: the earliest has ended.
+        let term = terms.into_iter().next().flatten();
+        Ok(PipelineReply { replies, epoch, term })
     }
 
     /// Sends one pipeline, and once more if the connection turns out to be closed.
@@ -220,7 +246,7 @@ impl ManagedConnection {
         let NumberedConnection { epoch, mut connection } =
             self.connection().await.map_err(|problem| (problem, false))?;
         match connection.send(pipeline).await {
-            Ok(replies) => Ok(PipelineReply { replies, epoch }),
+            Ok((replies, term)) => Ok(PipelineReply { replies, epoch, term }),
             Err(problem) => {
                 self.invalidate(epoch).await;
                 Err((problem, epoch == before))
@@ -251,6 +277,7 @@ impl ManagedConnection {
         match self.destination.connect(&self.timeouts).await {
             Ok(connection) => {
                 let epoch = self.epoch.fetch_add(1, Ordering::AcqRel) + 1;
+                *self.tracking.lock() = connection.tracking().cloned();
                 let numbered = NumberedConnection { epoch, connection };
                 *state = ConnectionState { connection: Some(numbered.clone()), failure: None };
                 Ok(numbered)
@@ -269,7 +296,41 @@ impl ManagedConnection {
         let mut state = self.state.lock().await;
         if state.connection.as_ref().is_some_and(|numbered| numbered.epoch == epoch) {
             state.connection = None;
+            self.forget_reads(ForgetCause::Disconnected);
         }
+    }
+
+    /// What was read over the present connection does not count any more.
+    pub(super) fn forget_reads(&self, cause: ForgetCause) {
+        let tracking = self.tracking.lock().clone();
+        if let Some(tracking) = tracking {
+            tracking.forget(cause);
+        }
+    }
+
+    /// Renews the lease of the present connection, if there is one: afterwards all changes until now were
+    /// reported, or what was read does not count any more. Opens no connection. Returns false if a lease
+    /// was lost.
+    pub(super) async fn renew_lease(&self) -> bool {
+        let Some(tracking) = self.tracking.lock().clone() else { return true };
+        let Some(NumberedConnection { epoch, mut connection }) = self.state.lock().await.connection.clone()
+        else {
+            return true;
+        };
+        match tracking.due() {
+            // Its problem is that of the next call.
+            Some(Retry::Ask) => drop(connection.start_tracking().await),
+            Some(Retry::Reconnect) => self.invalidate(epoch).await,
+            None if tracking.lease().is_none() => {}
+            None => {
+                let answer = connection.send(&self.destination.sign_of_life()).await;
+                if answer.is_err() || answer.is_ok_and(|(replies, _)| self.destination.is_demoted(replies)) {
+                    self.invalidate(epoch).await;
+                    return false;
+                }
+            }
+        }
+        true
     }
 }
 
@@ -279,6 +340,21 @@ impl Destination {
             Self::Server(server) => BoundedConnection::open(server, timeouts).await,
             Self::Primary(sentinels) => sentinels.connect(timeouts).await,
         }
+    }
+
+    /// What renews a lease. A primary that was demoted still answers, and may not hear of changes.
+    fn sign_of_life(&self) -> Pipeline {
+        let mut pipeline = Pipeline::with_capacity(2);
+        pipeline.cmd("PING");
+        if matches!(self, Self::Primary(_)) {
+            pipeline.cmd("ROLE");
+        }
+        pipeline
+    }
+
+    fn is_demoted(&self, mut replies: Vec<Value>) -> bool {
+        matches!(self, Self::Primary(_))
+            && replies.pop().is_some_and(|role| sentinel::as_primary(role).is_err())
     }
 }
 

@@ -5,18 +5,23 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::select_ok;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, Pipeline, Value};
+use redis::{
+    AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, Pipeline, ProtocolVersion, RedisConnectionInfo,
+    Value,
+};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::task::JoinSet;
 
 use super::bounded_stream::BoundedStream;
 use super::error::{ServerFailure, ServerFailureKind};
+use super::lease::LeaseTerm;
 use super::reply_meter::{RejectedReply, ReplyLimits, ReplyMeter};
+use super::tracking::{ConnectionTracking, Tracker};
 
 /// Timeouts and limits of one connection.
 #[derive(Debug, Clone)]
@@ -24,6 +29,8 @@ pub(super) struct ConnectionLimits {
     pub(super) connect: Duration,
     pub(super) response: Duration,
     pub(super) reply_limits: ReplyLimits,
+    /// What the server should report changes of, if anything.
+    pub(super) tracker: Option<Arc<Tracker>>,
 }
 
 /// A connection. Clones share it; it is closed when the last one is dropped.
@@ -31,8 +38,12 @@ pub(super) struct ConnectionLimits {
 pub(super) struct BoundedConnection {
     redis: MultiplexedConnection,
     meter: Arc<ReplyMeter>,
+    tracking: Option<Arc<ConnectionTracking>>,
     _driver: Arc<JoinSet<()>>,
 }
+
+/// Replies, and the term under which the keys of tracked commands were read.
+pub(super) type TrackedReplies = (Vec<Value>, Option<LeaseTerm>);
 
 impl BoundedConnection {
     /// Connects and logs in.
@@ -48,28 +59,88 @@ impl BoundedConnection {
         server: &ConnectionInfo,
         timeouts: &ConnectionLimits,
     ) -> Result<Self, ServerFailure> {
+        let stream = dial(server).await?;
+        let Some(tracker) = &timeouts.tracker else {
+            return Self::log_in(stream, server.redis_settings(), timeouts, None).await;
+        };
+        let tracking = ConnectionTracking::new(tracker, true);
+        let settings = server.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+        match Self::log_in(stream, &settings, timeouts, Some(Arc::clone(&tracking))).await {
+            Ok(mut connection) => {
+                connection.start_tracking().await?;
+                Ok(connection)
+            }
+            // It may not know RESP3, which some proxies answer by closing the connection. If anything
+            // else is wrong, it is wrong without RESP3, too.
+            Err(refused) => {
+                let tracking = ConnectionTracking::new(tracker, false);
+                let (stream, settings) = (dial(server).await?, server.redis_settings());
+                let connection =
+                    Self::log_in(stream, settings, timeouts, Some(Arc::clone(&tracking))).await?;
+                tracking.refused(&refused.message);
+                Ok(connection)
+            }
+        }
+    }
+
+    async fn log_in(
+        stream: Box<dyn RedisStream>,
+        settings: &RedisConnectionInfo,
+        timeouts: &ConnectionLimits,
+        tracking: Option<Arc<ConnectionTracking>>,
+    ) -> Result<Self, ServerFailure> {
         let meter = ReplyMeter::new(timeouts.reply_limits.clone());
-        let stream = BoundedStream::new(dial(server).await?, Arc::clone(&meter));
-        let config = AsyncConnectionConfig::new()
+        let stream = BoundedStream::new(stream, Arc::clone(&meter));
+        let mut config = AsyncConnectionConfig::new()
             .set_connection_timeout(None)
             .set_response_timeout(Some(timeouts.response));
-        let made = MultiplexedConnection::new_with_config(server.redis_settings(), stream, config).await;
+        if let Some(tracking) = tracking.as_ref().filter(|tracking| tracking.is_resp3()) {
+            config = config.set_push_sender(tracking.on_push());
+        }
+        let made = MultiplexedConnection::new_with_config(settings, stream, config).await;
         let (redis, driver) = made.map_err(|error| match meter.excess() {
             Some(excess) => excess.into(),
             None => ServerFailure::from(error),
         })?;
         let mut task = JoinSet::new();
         task.spawn(driver);
-        Ok(Self { redis, meter, _driver: Arc::new(task) })
+        Ok(Self { redis, meter, tracking, _driver: Arc::new(task) })
+    }
+
+    /// How changes are reported over this connection, if that was asked for.
+    pub(super) fn tracking(&self) -> Option<&Arc<ConnectionTracking>> {
+        self.tracking.as_ref()
+    }
+
+    /// Asks the server to report changes.
+    pub(super) async fn start_tracking(&mut self) -> Result<(), ServerFailure> {
+        let Some(tracking) = self.tracking.clone() else { return Ok(()) };
+        let (replies, _) = self.send(&ConnectionTracking::request()).await?;
+        tracking.answered(&replies);
+        Ok(())
     }
 
     /// Sends one pipeline; one reply per command, whatever it contains.
-    pub(super) async fn send(&mut self, pipeline: &Pipeline) -> Result<Vec<Value>, ServerFailure> {
-        let guard = self.meter.enter();
-        match self.redis.send_packed_commands(pipeline, 0, pipeline.len()).await {
+    pub(super) async fn send(&mut self, pipeline: &Pipeline) -> Result<TrackedReplies, ServerFailure> {
+        let tracking = self.tracking.clone();
+        let term = tracking.as_ref().and_then(|tracking| tracking.term());
+        let wire = tracking.as_ref().map(|tracking| tracking.wire(pipeline));
+        let sent = wire.as_ref().map_or(pipeline, |wire| &wire.pipeline);
+        let (guard, now) = (self.meter.enter(), Instant::now());
+        match self.redis.send_packed_commands(sent, 0, sent.len()).await {
             Ok(replies) => {
                 guard.complete();
-                Ok(replies)
+                if let Some(lease) = tracking.as_ref().and_then(|tracking| tracking.lease()) {
+                    lease.confirm(now);
+                }
+                let (Some(wire), Some(tracking)) = (wire, tracking) else { return Ok((replies, term)) };
+                match wire.replies(replies) {
+                    (replies, None) => Ok((replies, term)),
+                    (replies, Some(refused)) => {
+                        tracking.revoked(refused);
+                        Ok((replies, None))
+                    }
+                }
             }
             Err(error) => Err(guard.excess().map_or_else(|| error.into(), ServerFailure::from)),
         }

@@ -6,6 +6,7 @@
 use redis::{Cmd, Value};
 
 use super::slots::word;
+use super::{TrackedValue, TrackedValues};
 
 /// Splits commands into single-key ones. Also returns the input of [`join_replies`]: for each command the
 /// number of its parts, or `None` if it was not split.
@@ -22,14 +23,18 @@ pub(super) fn split_commands(given: Vec<Cmd>) -> (Vec<Cmd>, Vec<Option<usize>>) 
     (commands, parts)
 }
 
-/// The replies to the original commands, from the replies to their parts.
-pub(super) fn join_replies(parts: Vec<Option<usize>>, replies: Vec<Value>) -> Vec<Value> {
+/// The replies to the original commands, from the replies to their parts. The parts of a command have no
+/// term in common.
+pub(super) fn join_replies(
+    parts: Vec<Option<usize>>,
+    replies: impl IntoIterator<Item = TrackedValue>,
+) -> TrackedValues {
     let mut replies = replies.into_iter();
     let mut joined = Vec::with_capacity(parts.len());
     for count in parts {
         joined.push(match count {
             None => replies.next().unwrap_or_default(),
-            Some(count) => one(replies.by_ref().take(count)),
+            Some(count) => (one(replies.by_ref().take(count).map(|(reply, _)| reply)), None),
         });
     }
     joined
@@ -62,6 +67,11 @@ mod tests {
         commands.iter().map(Cmd::get_packed_command).collect()
     }
 
+    fn joined_values(parts: Vec<Option<usize>>, replies: Vec<Value>) -> Vec<Value> {
+        let replies = replies.into_iter().map(|reply| (reply, None));
+        join_replies(parts, replies).into_iter().map(|(reply, _)| reply).collect()
+    }
+
     #[test]
     fn an_mget_is_split_and_its_replies_are_joined() {
         let get = redis::cmd("GET").arg("a").take();
@@ -73,7 +83,7 @@ mod tests {
 
         let list = |number| Value::Array(vec![Value::Int(number)]);
         let replies = vec![Value::Int(0), list(1), Value::Array(vec![Value::Nil]), list(3), Value::Int(4)];
-        let joined = join_replies(parts, replies);
+        let joined: Vec<Value> = joined_values(parts, replies);
         let middle = Value::Array(vec![Value::Int(1), Value::Nil, Value::Int(3)]);
         assert_eq!(joined, [Value::Int(0), middle, Value::Int(4)]);
     }
@@ -82,6 +92,6 @@ mod tests {
     fn a_refused_part_refuses_the_whole() {
         let refusal = Value::Int(7);
         let replies = vec![Value::Array(vec![]), refusal.clone(), Value::Array(vec![])];
-        assert_eq!(join_replies(vec![Some(3)], replies), [refusal]);
+        assert_eq!(joined_values(vec![Some(3)], replies), [refusal]);
     }
 }

@@ -6,13 +6,27 @@ use std::time::Duration;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
-use crate::telemetry::{LogThrottle, latency_histogram, metrics};
+use crate::telemetry::{LogThrottle, label_enum, latency_histogram, metrics};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OperationLabels {
     operation: &'static str,
+}
+
+label_enum! {
+    /// Whether the server of a connection reports changes.
+    pub(super) enum TrackingLabel {
+        Active = "active",
+        Refused = "refused",
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TrackingLabels {
+    state: TrackingLabel,
 }
 
 metrics! {
@@ -29,6 +43,8 @@ metrics! {
         /// Replies of Redis that were larger than `[redis] max_reply` or malformed, and closed their
         /// connection.
         replies_refused: Counter = "halley_redis_replies_refused";
+        /// Connections that read rooms, by whether their server reports changes: `active`, or `refused`.
+        tracking: Family<TrackingLabels, Gauge> = "halley_redis_tracking_connections";
         ..
         warning: Arc<LogThrottle> = Arc::new(LogThrottle::per_record());
     }
@@ -52,6 +68,10 @@ impl Metrics {
 
     pub(super) fn reply_refused(&self) {
         self.replies_refused.inc();
+    }
+
+    pub(super) fn tracking(&self, state: TrackingLabel) -> Gauge {
+        self.tracking.get_or_create_owned(&TrackingLabels { state })
     }
 
     pub(crate) fn record_failure(&self, operation: &'static str) {

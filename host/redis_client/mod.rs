@@ -19,6 +19,7 @@ mod cluster;
 #[cfg(test)]
 mod cluster_tests;
 mod config;
+mod confirmations;
 mod connection;
 mod dial;
 mod error;
@@ -26,6 +27,7 @@ mod fan_out;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod health;
+mod lease;
 mod metrics;
 mod nodes;
 mod permissions;
@@ -41,6 +43,9 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod topology;
+mod tracking;
+#[cfg(test)]
+mod tracking_tests;
 mod transport;
 
 use std::sync::Arc;
@@ -49,15 +54,19 @@ use std::time::Instant;
 use redis::{Cmd, Value};
 
 pub use config::Config;
+use confirmations::Confirmations;
 use dial::ConnectionLimits;
 use error::ServerFailureKind;
 pub use error::Unavailable;
 use health::ConnectionHealth;
+pub use lease::{Lease, LeaseTerm, TrackedValue, TrackedValues};
 pub use metrics::Metrics;
 use reply::PartialReplies;
 pub use reply::{Refusal, TextReply, elements, excess, is_too_large, refusal, text};
 use reply_meter::ReplyLimits;
 pub use topology::{BadUrl, UrlProblem};
+use tracking::Tracker;
+pub use tracking::{ForgetCause, KeyObserver};
 use transport::Transport;
 
 /// Maximum length of a string in replies about rooms: ids and addresses are far shorter.
@@ -75,6 +84,9 @@ struct ClientInner {
     prefix: String,
     endpoint: Arc<str>,
     metrics: Metrics,
+    /// Of the connection for room scans.
+    tracker: Option<Arc<Tracker>>,
+    confirmations: Confirmations,
 }
 
 impl RedisClient {
@@ -83,6 +95,19 @@ impl RedisClient {
     /// # Errors
     /// If the URL is invalid. An unreachable Redis is not an error.
     pub fn new(config: &Config, metrics: Metrics) -> Result<Self, BadUrl> {
+        Self::create(config, metrics, None)
+    }
+
+    /// The same. In addition the server is asked to report changes of the keys with this prefix that
+    /// [`RedisClient::run_tracked`] reads.
+    ///
+    /// # Errors
+    /// As [`RedisClient::new`].
+    pub fn with_tracking(config: &Config, metrics: Metrics, prefix: &'static str) -> Result<Self, BadUrl> {
+        Self::create(config, metrics, Some(prefix))
+    }
+
+    fn create(config: &Config, metrics: Metrics, tracked: Option<&'static str>) -> Result<Self, BadUrl> {
         let (topology, endpoint) = topology::read(&config.url)?;
         let endpoint: Arc<str> = endpoint.into();
         let health_key = format!("{}ping", config.prefix);
@@ -92,18 +117,22 @@ impl RedisClient {
         let scan = small.for_connection("room scans", longest(config.scan_timeout));
         let bulk = small.for_connection("bulk writes", longest(config.scan_timeout));
         let replies = usize::try_from(config.max_reply.as_u64()).unwrap_or(usize::MAX);
-        let transport = |health, response, value| {
+        let tracker = tracked.map(|prefix| Tracker::new(prefix, endpoint.clone(), metrics.clone()));
+        let transport = |health, response, value, tracker| {
             let reply_limits = ReplyLimits { value, replies, metrics: metrics.clone() };
-            let timeouts = ConnectionLimits { connect: config.connect_timeout, response, reply_limits };
+            let timeouts =
+                ConnectionLimits { connect: config.connect_timeout, response, reply_limits, tracker };
             Transport::new(health, endpoint.clone(), topology.clone(), timeouts, &health_key)
         };
         let shared = ClientInner {
-            small: transport(small, config.response_timeout, replies)?,
-            scan: transport(scan, config.scan_timeout, LONGEST_ID)?,
-            bulk: transport(bulk, config.scan_timeout, replies)?,
+            small: transport(small, config.response_timeout, replies, None)?,
+            scan: transport(scan, config.scan_timeout, LONGEST_ID, tracker.clone())?,
+            bulk: transport(bulk, config.scan_timeout, replies, None)?,
             prefix: config.prefix.clone(),
             endpoint: endpoint.clone(),
             metrics: metrics.clone(),
+            tracker,
+            confirmations: Confirmations::default(),
         };
         Ok(Self(Arc::new(shared)))
     }
@@ -149,6 +178,50 @@ impl RedisClient {
         commands: Vec<Cmd>,
     ) -> Result<Vec<Value>, Unavailable> {
         self.run(&self.0.scan, operation, commands).await
+    }
+
+    /// As [`RedisClient::run_scan`], with the term under which each reply was read.
+    ///
+    /// # Errors
+    /// As [`RedisClient::run_small`].
+    pub async fn run_tracked(
+        &self,
+        operation: &'static str,
+        commands: Vec<Cmd>,
+    ) -> Result<TrackedValues, Unavailable> {
+        let started = Instant::now();
+        self.record_call(operation, started, self.0.scan.run_tracked(operation, commands).await)
+    }
+
+    /// Tells this observer of reported changes from now on.
+    pub fn observe(&self, observer: Arc<dyn KeyObserver>) {
+        if let Some(tracker) = &self.0.tracker {
+            tracker.observe(observer);
+        }
+    }
+
+    /// Renews leases for as long as it is polled. Without it, nothing counts for longer than a second.
+    pub async fn keep_leases(&self) {
+        if self.0.tracker.is_none() {
+            return std::future::pending().await;
+        }
+        loop {
+            tokio::time::sleep(tracking::RENEWAL_INTERVAL).await;
+            self.0.scan.renew_leases().await;
+        }
+    }
+
+    /// Waits until all changes before this call have been reported, up to a second: what is not covered
+    /// by then does not count (see [`LeaseTerm::covers`]). All that wait share one `PING` per server.
+    /// Returns whether all servers have answered.
+    pub async fn confirm_leases(&self) -> bool {
+        let confirmed = self.0.confirmations.next(|| self.0.scan.confirm_leases());
+        tokio::time::timeout(lease::LEASE, confirmed).await.unwrap_or(false)
+    }
+
+    /// Why the server does not report changes; `None` if it does, or was not asked to.
+    pub fn tracking_problem(&self) -> Option<String> {
+        self.0.tracker.as_ref()?.problem()
     }
 
     /// Runs bulk writes as far as possible: returns a reply for each completed command, and the

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
+use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex as StdMutex;
 use redis::{ConnectionInfo, Pipeline, ServerError, Value};
@@ -17,6 +18,7 @@ use super::connection::ManagedConnection;
 use super::error::{ServerFailure, ServerFailureKind};
 use super::slots::{NodeAddr, SlotMap};
 use super::topology::{self, UrlProblem};
+use super::tracking::ForgetCause;
 use super::{BadUrl, ConnectionLimits, reply};
 
 /// Minimum interval between reloads of the map.
@@ -96,6 +98,8 @@ impl ClusterNodes {
                 if cached.slots.as_deref() != Some(&slots) {
                     self.epoch.fetch_add(1, Ordering::AcqRel);
                 }
+                let losers = cached.slots.as_ref().map(|before| before.losers(&slots)).unwrap_or_default();
+                self.forget_reads(&losers);
                 self.retain_connections(&slots);
                 let slots = Arc::new(slots);
                 *cached = CachedSlots { slots: Some(slots.clone()), at: cached.at, stale: false };
@@ -180,10 +184,44 @@ impl ClusterNodes {
         let mut cached = self.cached.lock();
         cached.stale = true;
         if let Some(slots) = &mut cached.slots {
+            let before = Arc::clone(slots);
             let slots = Arc::make_mut(slots);
             for (slot, node) in &moved {
                 slots.moved(*slot, node);
             }
+            self.forget_reads(&before.losers(slots));
+        }
+    }
+
+    /// What was read from these nodes does not count any more: others report the changes of some of it.
+    fn forget_reads(&self, nodes: &[NodeAddr]) {
+        let connections = self.connections.lock();
+        for node in nodes {
+            if let Some(connection) = connections.get(node) {
+                connection.forget_reads(ForgetCause::SlotsMoved);
+            }
+        }
+    }
+
+    /// Renews the leases of all connections; false if one was lost.
+    pub(super) async fn renew_leases(&self) -> bool {
+        let connections: Vec<_> = self.connections.lock().values().cloned().collect();
+        let renewed = join_all(connections.iter().map(|connection| connection.renew_lease())).await;
+        renewed.into_iter().all(|renewed| renewed)
+    }
+
+    /// Asks one node whether slots have moved: nobody redirects who is not asked.
+    pub(super) async fn check_slots(&self) {
+        let Some(known) = self.cached.lock().slots.clone() else { return };
+        let Some(node) = fastrand::choice(known.nodes()).cloned() else { return };
+        let has_moved = match self.fetch_slots(node).await {
+            Ok(slots) => !known.losers(&slots).is_empty() || slots.unserved() != known.unserved(),
+            Err(_) => true,
+        };
+        if has_moved {
+            self.invalidate_slots();
+            // A problem is that of the next call.
+            drop(self.slots().await);
         }
     }
 

@@ -91,7 +91,8 @@ impl Sentinels {
         timeouts: &ConnectionLimits,
     ) -> Result<Value, ServerFailure> {
         let reply_limits = timeouts.reply_limits.clone();
-        let timeouts = ConnectionLimits { connect: self.timeout, response: self.timeout, reply_limits };
+        let (connect, response, tracker) = (self.timeout, self.timeout, None);
+        let timeouts = ConnectionLimits { connect, response, reply_limits, tracker };
         let connection = BoundedConnection::open(sentinel, &timeouts).await?;
         let mut question = redis::cmd("SENTINEL");
         question.arg("GET-MASTER-ADDR-BY-NAME").arg(&self.monitored.service);
@@ -108,19 +109,25 @@ impl Sentinels {
         let connection =
             BoundedConnection::open(&topology::at(&self.monitored.primary, host, port), timeouts).await?;
         let reply = ask(connection.clone(), redis::cmd("ROLE")).await?;
-        if let Some(problem) = failure(&reply) {
-            return Err(problem);
-        }
-        // If the user may not query the role, a replica is detected on the first write.
-        let may_not_ask = refusal(&reply).is_some();
-        let role = elements(reply).into_iter().next().map(text).and_then(TextReply::filled);
-        match role.as_deref() {
-            Some("master") => Ok(connection),
-            _ if may_not_ask => Ok(connection),
-            role => {
-                let message = format!("its role is `{}`, a failover may be under way", role.unwrap_or("?"));
-                Err(ServerFailure::new(ServerFailureKind::NotReady, message))
-            }
+        as_primary(reply)?;
+        Ok(connection)
+    }
+}
+
+/// The reply to `ROLE` of a server that should be a primary.
+pub(super) fn as_primary(reply: Value) -> Result<(), ServerFailure> {
+    if let Some(problem) = failure(&reply) {
+        return Err(problem);
+    }
+    // If the user may not query the role, a replica is detected on the first write.
+    let may_not_ask = refusal(&reply).is_some();
+    let role = elements(reply).into_iter().next().map(text).and_then(TextReply::filled);
+    match role.as_deref() {
+        Some("master") => Ok(()),
+        _ if may_not_ask => Ok(()),
+        role => {
+            let message = format!("its role is `{}`, a failover may be under way", role.unwrap_or("?"));
+            Err(ServerFailure::new(ServerFailureKind::NotReady, message))
         }
     }
 }
@@ -129,7 +136,8 @@ impl Sentinels {
 async fn ask(mut connection: BoundedConnection, command: redis::Cmd) -> Result<Value, ServerFailure> {
     let mut pipeline = redis::Pipeline::with_capacity(1);
     pipeline.add_command(command);
-    Ok(connection.send(&pipeline).await?.pop().unwrap_or_default())
+    let (mut replies, _) = connection.send(&pipeline).await?;
+    Ok(replies.pop().unwrap_or_default())
 }
 
 /// The problem in a sentinel's reply, if any.

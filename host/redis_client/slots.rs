@@ -3,6 +3,7 @@
 //! Source: the Redis Cluster specification. A key's slot is the CRC-16 (XMODEM) of its hash tag, or
 //! else of the whole key, modulo 16,384.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -82,6 +83,22 @@ impl SlotMap {
         if let Some(entry) = self.owners.get_mut(usize::from(slot)) {
             *entry = owner;
         }
+    }
+
+    /// The nodes that served slots which another one serves according to this map.
+    pub(super) fn losers(&self, newer: &Self) -> Vec<NodeAddr> {
+        let mut losers = BTreeSet::new();
+        for (owner, now) in self.owners.iter().zip(&newer.owners) {
+            if *owner == 0 || losers.contains(owner) {
+                continue;
+            }
+            let node =
+                |slots: &Self, owner: u16| slots.nodes.get(usize::from(owner).checked_sub(1)?).cloned();
+            if node(self, *owner) != node(newer, *now) {
+                losers.insert(*owner);
+            }
+        }
+        losers.into_iter().filter_map(|owner| self.nodes.get(usize::from(owner) - 1).cloned()).collect()
     }
 
     /// All nodes with slots.
@@ -205,6 +222,22 @@ mod tests {
         slots.moved(101, &NodeAddr::redirected(":8", &asked).expect("reads"));
         assert_eq!(slots.owner(100), Some(&NodeAddr::new("::1", 7)));
         assert_eq!(slots.owner(101), Some(&NodeAddr::new("seed", 8)));
+    }
+
+    #[test]
+    fn nodes_that_lost_slots_are_found_whatever_their_order() {
+        let asked = NodeAddr::new("seed", 1);
+        let host = |host: &str| Value::BulkString(host.as_bytes().to_vec());
+        let read = |ranges: &[Value]| SlotMap::read(Value::Array(ranges.to_vec()), &asked).expect("reads");
+        let ranges = [range(0, 99, host("a"), 1), range(100, 16_383, host("b"), 1)];
+        let before = read(&ranges);
+        let [first, second] = ranges;
+        assert_eq!(before.losers(&read(&[second.clone(), first])), []);
+        assert_eq!(before.losers(&read(&[range(0, 98, host("a"), 1), second])), [NodeAddr::new("a", 1)]);
+        let mut after = before.clone();
+        after.moved(100, &NodeAddr::new("a", 1));
+        assert_eq!(before.losers(&after), [NodeAddr::new("b", 1)]);
+        assert_eq!(after.losers(&before), [NodeAddr::new("a", 1)]);
     }
 
     #[test]

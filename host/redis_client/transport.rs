@@ -11,7 +11,7 @@ use super::health::ConnectionHealth;
 use super::reply::is_any_denied;
 use super::sentinel::Sentinels;
 use super::topology::Topology;
-use super::{BadUrl, ConnectionLimits, PartialReplies};
+use super::{BadUrl, ConnectionLimits, PartialReplies, TrackedValues};
 
 #[derive(Debug)]
 pub(super) struct Transport {
@@ -83,6 +83,41 @@ impl Transport {
                 Ok(replies)
             }
             Err(problem) => Err(self.record_failure(operation, problem)),
+        }
+    }
+
+    /// The same, with the term under which each reply was read.
+    pub(super) async fn run_tracked(
+        &self,
+        operation: &'static str,
+        commands: Vec<Cmd>,
+    ) -> Result<TrackedValues, Unavailable> {
+        let outcome = match &self.kind {
+            Backend::Single(connection) => connection.run_tracked(commands).await,
+            Backend::Cluster(cluster) => cluster.run_tracked(commands).await,
+        };
+        match outcome {
+            Ok(replies) => {
+                self.health.record_success(operation, is_any_denied(replies.iter().map(|(reply, _)| reply)));
+                Ok(replies)
+            }
+            Err(problem) => Err(self.record_failure(operation, problem)),
+        }
+    }
+
+    /// Renews the leases of the connections, and checks whether other servers have taken over.
+    pub(super) async fn renew_leases(&self) {
+        match &self.kind {
+            Backend::Single(connection) => drop(connection.renew_lease().await),
+            Backend::Cluster(cluster) => cluster.renew_leases().await,
+        }
+    }
+
+    /// Renews the leases of the connections; false if one was lost.
+    pub(super) async fn confirm_leases(&self) -> bool {
+        match &self.kind {
+            Backend::Single(connection) => connection.renew_lease().await,
+            Backend::Cluster(cluster) => cluster.confirm_leases().await,
         }
     }
 

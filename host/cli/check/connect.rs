@@ -42,8 +42,13 @@ pub(super) async fn all(config: &Config) -> Vec<CheckResult> {
     };
     let mut connected: Vec<_> = probed.into_iter().map(|probed| of(probed.subject, probed.found)).collect();
     match directory {
-        Ok((how, fleet)) => {
+        Ok((how, warning, fleet)) => {
             connected.push(of("directory".to_owned(), Ok(how)));
+            connected.extend(warning.map(|text| CheckResult {
+                subject: "directory".to_owned(),
+                ok: false,
+                text,
+            }));
             connected.extend(broadcasts(&fleet));
         }
         Err(error) => connected.push(of("directory".to_owned(), Err(error))),
@@ -53,8 +58,9 @@ pub(super) async fn all(config: &Config) -> Vec<CheckResult> {
     connected
 }
 
-/// Whether the directory answers, how rooms are read from it, and the comets that it names.
-async fn directory(config: &Config) -> anyhow::Result<(String, Arc<Fleet>)> {
+/// Whether the directory answers, how rooms are read from it, why cached rooms are not exact, and the
+/// comets that it names.
+async fn directory(config: &Config) -> anyhow::Result<(String, Option<String>, Arc<Fleet>)> {
     let mut registry = Registry::default();
     let storage = Storage::open(config, &mut registry)?;
     let check = storage.check(gateway::writes_to_redis(config, &[]));
@@ -62,7 +68,7 @@ async fn directory(config: &Config) -> anyhow::Result<(String, Arc<Fleet>)> {
         anyhow::bail!("no answer within {DIRECTORY:?}; check `[redis] url`");
     };
     let how = how?;
-    Ok((how, gateway::observe_fleet(config, &storage, &mut registry).await))
+    Ok((how, storage.directory.warning(), gateway::observe_fleet(config, &storage, &mut registry).await))
 }
 
 /// What a BROADCAST would reach, and the fleet's warnings.

@@ -1,24 +1,30 @@
-//! The route cache: short-lived values per room, each computed by one worker at a time.
+//! The route cache: values per room, each computed by one worker at a time.
 //!
 //! A worker claims a room under the generation of its policies. Either the value is cached
 //! ([`CacheLookup::Hit`]), or the worker has to compute it ([`CacheLookup::Leader`]), or another worker is
 //! computing it ([`CacheLookup::Follower`]).
 //!
-//! Promises: a hit is at most `max_age` old (measured from the start of its computation), of the same
-//! generation, and not older than the last [`RouteCache::invalidate`]. At most one worker computes
+//! Promises: a hit is of the same generation, and read after the last reported change of its room, as long
+//! as changes are reported; otherwise it is at most `max_age` old (measured from the start of its
+//! computation). A change that is reported while a value is computed voids it. At most one worker computes
 //! the value of a room and generation at a time. Entries and their weight are bounded; the oldest are
 //! evicted first.
+//!
+//! The exception is a large room that changes faster than it can be read: it is read a fifth of the time,
+//! and in between its last value counts, or, if that is not acceptable, callers wait
+//! ([`CacheLookup::Deferred`]).
 //!
 //! No deadlock: claim all rooms of a batch first, compute and publish the values that are
 //! [`CacheLookup::Leader`], and only then wait for the others. A waiting worker holds no permit, so permit
 //! holders never wait for each other.
 
+mod config;
 mod table;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -27,35 +33,53 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
+use super::freshness::{ForgetCause, Freshness, RoomChanges};
 use crate::message::RoomId;
-pub use table::{CacheConfig, LookupLeader};
-use table::{CacheTable, CachedRoute, LookupKey, PendingLookup};
+pub use config::{CacheConfig, Exactness};
+use table::{CacheTable, CachedRoute, Completed, Found, PendingLookup};
+pub use table::{LookupLeader, Need};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct LookupLabels {
     result: &'static str,
 }
 
-/// Results of claims: `hit`, `miss` (computed by the claimer), `shared` (computed by another worker).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InvalidationLabels {
+    cause: &'static str,
+}
+
+/// Results of claims: `hit`, `miss` (computed by the claimer), `shared` (computed by another worker),
+/// `deferred` (changed, and not read again yet). Invalidations: `changed`, and why everything was forgotten.
 #[derive(Clone, Debug)]
 pub struct CacheMetrics {
     lookups: Family<LookupLabels, Counter>,
+    invalidations: Family<InvalidationLabels, Counter>,
 }
 
 impl CacheMetrics {
     /// Creates and registers the metrics.
     pub fn register(registry: &mut Registry) -> Self {
-        let lookups = Family::default();
+        let (lookups, invalidations) = (Family::default(), Family::default());
         registry.register(
             "halley_route_cache_lookups",
-            "Route cache lookups by result: hit, miss, or shared with another worker's look-up",
+            "Route cache lookups by result: hit, miss, shared with another worker's look-up, or deferred because a large room changes faster than it can be read",
             lookups.clone(),
         );
-        Self { lookups }
+        registry.register(
+            "halley_route_cache_invalidations",
+            "Reported changes of rooms, and events after which all rooms of a connection are forgotten: flushed, disconnected, slots-moved",
+            invalidations.clone(),
+        );
+        Self { lookups, invalidations }
     }
 
     fn count(&self, result: &'static str) {
         self.lookups.get_or_create(&LookupLabels { result }).inc();
+    }
+
+    fn invalidated(&self, cause: &'static str) {
+        self.invalidations.get_or_create(&InvalidationLabels { cause }).inc();
     }
 }
 
@@ -81,6 +105,8 @@ pub enum CacheLookup<V: Clone> {
     Leader(FillPermit<V>),
     /// Another worker is computing it.
     Follower(FillWaiter<V>),
+    /// The room is large and changes all the time: to be claimed again after this time.
+    Deferred(Duration),
 }
 
 /// The exclusive right to compute a room's value. Dropping it without publishing frees the room, and
@@ -88,7 +114,8 @@ pub enum CacheLookup<V: Clone> {
 #[derive(Debug)]
 pub struct FillPermit<V: Clone> {
     table: Arc<Mutex<CacheTable<V>>>,
-    key: LookupKey,
+    room: RoomId,
+    generation: u64,
     stamp: u64,
     since: Instant,
     sender: watch::Sender<Option<V>>,
@@ -109,14 +136,27 @@ impl<V: Clone> RouteCache<V> {
     }
 
     /// Asks for a room's value under a generation of policies, for this worker. Never waits.
-    pub fn lookup(&self, room: &RoomId, generation: u64, by: &LookupLeader) -> CacheLookup<V> {
-        let mut table = self.table.lock();
-        if let Some(value) = table.valid(room, generation) {
-            self.metrics.count("hit");
-            return CacheLookup::Hit(value);
+    pub fn lookup(&self, room: &RoomId, generation: u64, by: &LookupLeader, need: Need) -> CacheLookup<V> {
+        let (mut table, now) = (self.table.lock(), Instant::now());
+        match (table.find(room, generation, need, now), need) {
+            (Found::Valid(value), _) => {
+                self.metrics.count("hit");
+                return CacheLookup::Hit(value);
+            }
+            (Found::Deferred(value, _), Need::Cached) => {
+                self.metrics.count("deferred");
+                return CacheLookup::Hit(value);
+            }
+            (Found::Deferred(_, pause), Need::Since(..)) => {
+                self.metrics.count("deferred");
+                return CacheLookup::Deferred(pause);
+            }
+            (Found::Nothing, _) => {}
         }
-        let key = (room.clone(), generation);
-        if let Some(running) = table.in_flight.get(&key) {
+        let may_follow = !matches!(need, Need::Since(_, false));
+        if let Some(running) =
+            table.pending(room, generation).filter(|running| !running.outdated && may_follow)
+        {
             self.metrics.count("shared");
             return CacheLookup::Follower(FillWaiter {
                 made: running.receiver.clone(),
@@ -126,35 +166,50 @@ impl<V: Clone> RouteCache<V> {
         self.metrics.count("miss");
         let (sender, receiver) = watch::channel(None);
         let stamp = table.stamp();
-        table.in_flight.insert(key.clone(), PendingLookup { stamp, leader: by.clone(), receiver });
-        CacheLookup::Leader(FillPermit {
-            table: self.table.clone(),
-            key,
-            stamp,
-            since: Instant::now(),
-            sender,
-        })
+        let pending = PendingLookup { generation, stamp, leader: by.clone(), receiver, outdated: false };
+        table.in_flight.entry(room.clone()).or_default().push(pending);
+        let (table, room) = (self.table.clone(), room.clone());
+        CacheLookup::Leader(FillPermit { table, room, generation, stamp, since: now, sender })
     }
 
-    /// The cached value of a room under a generation, if any. Claims nothing, counts nothing.
-    pub fn peek(&self, room: &RoomId, generation: u64) -> Option<V> {
-        self.table.lock().valid(room, generation)
+    /// The cached value of a room under a generation, if any, and how current it is. Claims nothing,
+    /// counts nothing.
+    pub fn peek(&self, room: &RoomId, generation: u64) -> Option<(V, CachedAge)> {
+        let (table, now) = (self.table.lock(), Instant::now());
+        let cached = table.peek(room, generation, now)?;
+        let term = cached.freshness.term.as_ref();
+        let age = CachedAge {
+            read: now.saturating_duration_since(cached.since),
+            details: now.saturating_duration_since(cached.freshness.details_since),
+            tracked: term.is_some(),
+            confirmed: term.is_none_or(|term| term.is_valid(now)),
+            outdated: cached.outdated,
+        };
+        Some((cached.value.clone(), age))
     }
 
-    /// Removes a room: later claims do not return anything read before now.
+    /// Whether any of these rooms is cached or being read, so that reported changes of it matter.
+    pub fn depend_on_reports(&self, rooms: &[RoomId]) -> bool {
+        let table = self.table.lock();
+        rooms.iter().any(|room| table.depends_on_reports(room))
+    }
+
+    /// The room has changed: later claims do not return anything read before now, unless it is too large
+    /// to be read again at once.
     pub fn invalidate(&self, room: &RoomId) {
-        let mut table = self.table.lock();
-        table.remove(room);
-        table.in_flight.retain(|(flying, _), _| flying != room);
+        self.table.lock().outdate(room);
     }
 
     /// A comet reported that connections of this room are gone. Removes what was read before; at most
     /// ten times in `max_age`, so that a directory that keeps naming them does not disable the cache.
-    pub fn note_outdated(&self, room: &RoomId) {
+    /// Returns whether it did.
+    pub fn note_outdated(&self, room: &RoomId) -> bool {
         let mut table = self.table.lock();
-        if table.is_older_than_a_tenth(room) {
+        let removes = table.is_older_than_a_tenth(room);
+        if removes {
             table.remove(room);
         }
+        removes
     }
 
     /// The number of cached rooms and of their connections.
@@ -164,17 +219,52 @@ impl<V: Clone> RouteCache<V> {
     }
 }
 
+/// How current a cached value is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CachedAge {
+    /// How long ago the room was read.
+    pub read: Duration,
+    /// How long ago the oldest presence and connection details in it were read.
+    pub details: Duration,
+    /// Whether changes of the room are reported.
+    pub tracked: bool,
+    /// False while the server that would report them is silent: the value does not count now.
+    pub confirmed: bool,
+    /// Whether the room has changed since, and is too large to be read again at once.
+    pub outdated: bool,
+}
+
+impl<V: Clone + Send + Sync> RoomChanges for RouteCache<V> {
+    fn room_changed(&self, room: &RoomId) {
+        self.metrics.invalidated("changed");
+        self.invalidate(room);
+    }
+
+    fn terms_ended(&self, cause: ForgetCause) {
+        self.metrics.invalidated(cause.as_str());
+        self.table.lock().remove_ended();
+    }
+}
+
 impl<V: Clone> FillPermit<V> {
     /// Caches the value and hands it to all waiters. `weight` is the number of connections.
-    pub fn publish(self, value: V, weight: usize) {
+    pub fn publish(self, value: V, weight: usize, freshness: Freshness) {
         let mut table = self.table.lock();
-        if table.complete(&self.key, self.stamp) {
-            let (room, generation) = self.key.clone();
-            let stamp = table.stamp();
-            table.store(
-                room,
-                CachedRoute { generation, stamp, since: self.since, weight, value: value.clone() },
-            );
+        let completed = table.complete(&self.room, self.stamp);
+        if completed != Completed::Ended {
+            let (room, generation, now) = (self.room.clone(), self.generation, Instant::now());
+            let cached = CachedRoute {
+                generation,
+                stamp: table.stamp(),
+                begun: self.stamp,
+                since: self.since,
+                weight,
+                value: value.clone(),
+                freshness,
+                outdated: completed == Completed::Outdated,
+                due: now,
+            };
+            table.store(room, cached, now);
         }
         drop(table);
         self.sender.send_replace(Some(value));
@@ -184,7 +274,7 @@ impl<V: Clone> FillPermit<V> {
 impl<V: Clone> Drop for FillPermit<V> {
     fn drop(&mut self) {
         // After publish() this does nothing: the entry has been removed.
-        self.table.lock().complete(&self.key, self.stamp);
+        self.table.lock().complete(&self.room, self.stamp);
     }
 }
 
