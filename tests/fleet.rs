@@ -76,6 +76,7 @@ async fn one_comet_in_every_spelling_is_one_comet() {
         .redis(&redis)
         .set("comets", "nodes", format!("[\"grpc://localhost:{port}\", \"127.0.0.1:0{port}\"]"))
         .set("comets", "addresses", format!("{{ edge = \"LocalHost:{port}\" }}"))
+        .set("routing.cache", "exact", quoted("off"))
         .set("routing.cache", "max_age", quoted("0s"));
     let running = settings.clone().start().await;
     kafka().produce_room(&topic, "lobby", "one call").await;
@@ -118,6 +119,7 @@ async fn a_comet_under_a_new_address_leaves_no_dead_letters() {
         .redis(&redis)
         .set("comets", "stale_after", quoted("1s"))
         .set("comets", "breaker_window", quoted("0s"))
+        .set("routing.cache", "exact", quoted("off"))
         .set("routing.cache", "max_age", quoted("0s"))
         .start()
         .await;

@@ -12,6 +12,7 @@ mod consuming;
 mod cookbook;
 mod dead_letters;
 mod directory;
+mod exact_routes;
 mod examples_selftest;
 mod faults;
 mod fleet;

@@ -17,7 +17,11 @@ const ROOMS: usize = 6;
 
 /// Settings that read rooms from this Redis nearly every time: almost nothing is cached.
 fn reading(topic: &str, url: &str) -> Gateway {
-    gateway(topic).set("redis", "url", quoted(url)).set("routing.cache", "max_age", quoted("10ms"))
+    gateway(topic).set("redis", "url", quoted(url)).set("routing.cache", "exact", quoted("off")).set(
+        "routing.cache",
+        "max_age",
+        quoted("10ms"),
+    )
 }
 
 /// For each room one connected user, and one who is absent.

@@ -67,7 +67,7 @@ async fn route_look_ups_are_limited() {
     }
     redis.join("lobby", "conn_1", "user_1", comet.address()).await;
     let topic = kafka().topic("turns", 1).await;
-    let settings = gateway(&topic).redis(&redis).set("routing.cache", "max_age", quoted("1h"));
+    let settings = gateway(&topic).redis(&redis).set("routing.cache", "presence_max_age", quoted("1h"));
     let gateway = settings.start().await;
     kafka().produce_room(&topic, "lobby", "hello").await;
     gateway.wait_until_settled(&topic).await;

@@ -42,7 +42,7 @@ async fn goes_on(script: &str, name: &str, drops: bool) {
         .redis(&redis)
         .set("log", "level", quoted("trace"))
         .set("admin", "listen", quoted(&admin))
-        .set("routing", "cache", "{ max_age = \"0s\" }");
+        .set("routing", "cache", "{ exact = \"off\", max_age = \"0s\" }");
     let file = folder.path().join("halley.toml").display().to_string();
     std::fs::write(&file, settings.toml()).expect("writable");
     // A low limit on open files, as in a shell, until the gateway raises it.
