@@ -10,6 +10,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::child::ChildProcess;
 use crate::gateway::Gateway;
+use crate::joins::Churn;
 use crate::producer::{Producer, now};
 use crate::rows::{Arm, Figure, Figures, Load, Scenario};
 use crate::servers::folder;
@@ -22,6 +23,8 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(1);
 /// The interval between live messages: 1,000 per second.
 const LIVE_PACE: Duration = Duration::from_millis(1);
+/// How often rooms were read.
+const READINGS: &str = "halley_redis_call_duration_seconds_count{operation=\"get_room_connections\"}";
 /// The interval between lone messages.
 const LONE_PACE: Duration = Duration::from_millis(20);
 /// The memory counts as full if it has not changed for this long.
@@ -222,6 +225,9 @@ async fn live(world: &mut World, scenario: &Scenario) -> anyhow::Result<Figures>
     let messages = world.sizes.live;
     let mut rooms = fastrand::Rng::with_seed(1);
     let mut sent = Vec::with_capacity(messages);
+    let comet = *world.comets.addresses(1).first().context("there is a comet")?;
+    let churn = Churn::start(&world.redis(), scenario, comet).await?;
+    let (read, redis) = (gateway.metric(READINGS)?, churn.cpu_of_redis().await?);
     let begin = Sample::take(world, &gateway)?;
     let mut pace = interval(LIVE_PACE);
     pace.set_missed_tick_behavior(MissedTickBehavior::Burst);
@@ -234,7 +240,10 @@ async fn live(world: &mut World, scenario: &Scenario) -> anyhow::Result<Figures>
     producer.flush()?;
     wait_for(world, &mut gateway, (messages * scenario.comets) as u64).await?;
     let end = Sample::take(world, &gateway)?;
+    let (read, redis) = (gateway.metric(READINGS)? - read, churn.cpu_of_redis().await? - redis);
     let mut figures = begin.until(&end, scenario.comets);
+    figures.insert(Figure::ReadingsPer100, 100.0 * read / messages as f64);
+    figures.insert(Figure::RedisCpuPerMessage, redis.as_secs_f64() * 1e6 / messages as f64);
     let allowed = 100.0 * window::calls(&sent) as f64 / messages as f64;
     figures.insert(Figure::AllowedCallsPer100, allowed);
     figures.extend(disorder(world));

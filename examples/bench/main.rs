@@ -24,6 +24,7 @@ mod comets;
 mod cpu;
 mod floors;
 mod gateway;
+mod joins;
 mod producer;
 mod rows;
 mod servers;

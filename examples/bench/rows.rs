@@ -35,6 +35,10 @@ pub(crate) enum Figure {
     LatencyP99,
     /// Bytes of memory.
     MemoryPerMessage,
+    /// How often rooms were read for 100 messages.
+    ReadingsPer100,
+    /// Microseconds of CPU time of Redis per message.
+    RedisCpuPerMessage,
     /// How often messages of a room were repeated at a comet.
     Again,
     /// How often messages of a room were skipped: they are lost, or arrive later.
@@ -75,6 +79,8 @@ pub(crate) struct Scenario {
     pub(crate) load: Load,
     /// Whether comets serve streams.
     pub(crate) streams: bool,
+    /// How many connections join rooms per second while live messages arrive, and as many leave.
+    pub(crate) joins: usize,
     /// Whether messages pass a filter: keyword-filter with 1,000 words.
     pub(crate) filter: bool,
     /// Settings in addition to the defaults: section, key, and value as TOML.
@@ -157,6 +163,7 @@ const GOIM_8: Scenario = Scenario {
     delay: 0,
     load: BACKLOG,
     streams: false,
+    joins: 0,
     filter: false,
     settings: &[],
 };
@@ -166,6 +173,13 @@ const UNARY: Scenario =
 const STREAMED: Scenario = Scenario { streams: true, load: BACKLOG, ..UNARY };
 const WHOLE_PATH: Scenario = Scenario { filter: true, ..STREAMED };
 const EVERYWHERE: Scenario = Scenario { dialect: Dialect::ChatroomEverywhere, ..UNARY };
+
+/// Live messages for rooms in Redis.
+const ROUTES: Scenario = Scenario { load: Load::Live, comets: 2, ..UNARY };
+/// The same, while 10,000 connections join each second.
+const JOINS: Scenario = Scenario { joins: 10_000, ..ROUTES };
+/// Cached rooms count for a second.
+const NOT_EXACT: &[(&str, &str, &str)] = &[("routing.cache", "exact", "\"off\"")];
 
 /// Limits that no backlog reaches.
 const UNLIMITED: &[(&str, &str, &str)] = &[
@@ -277,6 +291,41 @@ pub(crate) const ROWS: &[Row] = &[
                 .against(1, Figure::CpuPerMessage, "bare drain")
                 .goal(Goal::RatioAtMost(15.0)),
             line("messages", Unit::PerSecond, 0, Figure::MessagesPerSecond),
+        ],
+    },
+    Row {
+        name: "routes",
+        about: "chatroom, 1,000 live messages a second in 100 rooms: exact routes, instead of routes that count for a second",
+        arms: &[Arm::Gateway(ROUTES), Arm::Gateway(Scenario { settings: NOT_EXACT, ..ROUTES })],
+        lines: &[
+            line("readings of rooms per 100 messages", Unit::Calls, 0, Figure::ReadingsPer100)
+                .against(1, Figure::ReadingsPer100, "not exact")
+                .goal(Goal::AtMost(5.0)),
+            line("CPU per message", Unit::Micros, 0, Figure::CpuPerMessage)
+                .against(1, Figure::CpuPerMessage, "not exact")
+                .goal(Goal::RatioAtMost(1.1)),
+        ],
+    },
+    Row {
+        name: "joins",
+        about: "the same while 10,000 connections join each second, and as many leave",
+        arms: &[Arm::Gateway(JOINS), Arm::Gateway(Scenario { settings: NOT_EXACT, ..JOINS })],
+        lines: &[
+            line("CPU per message", Unit::Micros, 0, Figure::CpuPerMessage).against(
+                1,
+                Figure::CpuPerMessage,
+                "not exact",
+            ),
+            line("CPU of Redis per message", Unit::Micros, 0, Figure::RedisCpuPerMessage).against(
+                1,
+                Figure::RedisCpuPerMessage,
+                "not exact",
+            ),
+            line("readings of rooms per 100 messages", Unit::Calls, 0, Figure::ReadingsPer100).against(
+                1,
+                Figure::ReadingsPer100,
+                "not exact",
+            ),
         ],
     },
     Row {

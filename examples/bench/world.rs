@@ -99,6 +99,11 @@ impl World {
         self.kafka.brokers()
     }
 
+    /// The URL of Redis.
+    pub(crate) fn redis(&self) -> String {
+        self.redis.url()
+    }
+
     /// Which binaries an arm is run with.
     pub(crate) fn versions(&self, arm: &Arm) -> Vec<Version> {
         let before = self.before.is_some() && matches!(arm, Arm::Gateway(_));
