@@ -8,7 +8,7 @@ use crate::comets::{self, CometStore, Fleet, MemoryCometStore, ReadOnlyCometStor
 use crate::config::Config;
 use crate::directory::{self, Directory, MemoryDirectory, RedisDirectory};
 use crate::guard::{Guards, MemoryGuards, RedisGuards};
-use crate::inbox::{self, Inbox, MemoryInbox, OnlineUsers, RedisInbox};
+use crate::inbox::{self, Inbox, InboxReader, MemoryInbox, OnlineUsers, RedisInbox, RedisInboxReader};
 use crate::pipeline::{Resolver, RoomSource, RoutingConfig};
 use crate::policy::PluginConfig;
 use crate::redis_client::{self, RedisClient};
@@ -32,6 +32,8 @@ pub struct Storage {
     pub shared_state: Arc<dyn SharedState>,
     /// Messages for absent users.
     pub inbox: Arc<dyn Inbox>,
+    /// Reads them.
+    pub inbox_reader: Arc<dyn InboxReader>,
     /// The comets that all gateways know.
     pub comets: Arc<dyn CometStore>,
     /// The key that proves redriven records.
@@ -61,6 +63,7 @@ impl Storage {
             guards: Arc::new(RedisGuards::new(client.clone())),
             shared_state: Arc::new(RedisSharedState::new(client.clone())),
             inbox: Arc::new(RedisInbox::new(client.clone(), &config.offline, inbox_metrics)),
+            inbox_reader: Arc::new(RedisInboxReader::new(client.clone(), &config.offline)),
             comets: Arc::new(RedisCometStore::new(client.clone())),
             redrive_keys: Arc::new(RedisRedriveKeys::new(client.clone())),
             redis: Some(client),
@@ -74,11 +77,13 @@ impl Storage {
             let directory = directory.clone();
             Box::new(move |user| directory.connection_of(user))
         };
+        let inbox = Arc::new(MemoryInbox::new(&config.offline, inbox_metrics, online));
         Self {
             directory: Arc::new(directory),
             guards: Arc::new(MemoryGuards::new(MEMORY_GUARDS)),
             shared_state: Arc::new(MemorySharedState::new(MEMORY_VALUES)),
-            inbox: Arc::new(MemoryInbox::new(&config.offline, inbox_metrics, online)),
+            inbox: Arc::<MemoryInbox>::clone(&inbox),
+            inbox_reader: inbox,
             comets: Arc::new(MemoryCometStore::default()),
             redrive_keys: Arc::new(MemoryRedriveKeys::default()),
             redis: None,

@@ -1,17 +1,24 @@
 //! Inboxes in memory: for the demo, `memory://` and tests.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
+use super::cursor::{Cursor, Position};
+use super::page::{DeviceId, Page, PageBuilder, PageQuery, Standing};
+use super::reader::InboxReader;
 use super::{
-    Config, Inbox, InboxEntry, Metrics, PartialStore, Stored, StoredMessage, Unavailable, now_ms, returned,
+    Config, Inbox, InboxEntry, Metrics, Mode, PartialStore, Stored, StoredMessage, Unavailable, now_ms,
+    returned,
 };
 use crate::message::{ConnectionId, UserId};
 
 /// Maximum number of inboxes; above it the oldest inbox is evicted.
 const MAX_USERS: usize = 100_000;
+/// Maximum number of devices of a user; the one furthest behind is forgotten.
+const MAX_DEVICES: usize = 64;
 
 /// The connection with which a user is registered as online.
 pub type OnlineUsers = Box<dyn Fn(&UserId) -> Option<ConnectionId> + Send + Sync>;
@@ -26,9 +33,17 @@ pub struct MemoryInbox {
 
 #[derive(Debug, Default)]
 struct InboxTable {
-    inboxes: HashMap<UserId, VecDeque<StoredMessage>>,
+    inboxes: HashMap<UserId, UserInbox>,
     /// The users in the order in which their inboxes were created.
     order: VecDeque<UserId>,
+}
+
+#[derive(Debug, Default)]
+struct UserInbox {
+    entries: VecDeque<(Position, StoredMessage)>,
+    newest: Option<Position>,
+    is_trimmed: bool,
+    acknowledged: HashMap<DeviceId, Position>,
 }
 
 impl MemoryInbox {
@@ -46,10 +61,7 @@ impl Inbox for MemoryInbox {
         for entry in entries {
             let kept = StoredMessage::new(entry, now, self.config.retention(entry.retention));
             let inbox = table.inbox(&entry.user, MAX_USERS);
-            inbox.push_back(kept);
-            while inbox.len() > self.config.max_per_user {
-                inbox.pop_front();
-            }
+            inbox.add(now, kept, self.config.max_per_user);
         }
         drop(table);
         self.metrics.stored.inc_by(entries.len() as u64);
@@ -57,19 +69,98 @@ impl Inbox for MemoryInbox {
         self.metrics.returned.inc_by(returned.len() as u64);
         Ok(Stored { not_stored: Vec::new(), returned })
     }
+}
 
-    async fn read(&self, user: &UserId, limit: usize) -> Result<Vec<StoredMessage>, Unavailable> {
-        let now = now_ms();
+#[async_trait]
+impl InboxReader for MemoryInbox {
+    async fn page(&self, user: &UserId, query: &PageQuery) -> Result<Page, Unavailable> {
         let table = self.table.lock();
-        let mut seen = HashSet::new();
-        let kept = table.inboxes.get(user).into_iter().flatten();
-        let valid = kept.filter(|kept| kept.expires_ms > now && seen.insert(kept.id.clone()));
-        Ok(valid.take(limit).cloned().collect())
+        let mut page = PageBuilder::new(*query, now_ms(), millis(self.config.retention));
+        let Some(inbox) = table.inboxes.get(user) else { return Ok(page.finish(false)) };
+        let is_wanted = |(position, _): &&(Position, StoredMessage)| {
+            query.before.is_none_or(|before| *position < before.position())
+                && query.after.is_none_or(|after| *position >= after.position())
+        };
+        let wanted = inbox.entries.iter().filter(is_wanted);
+        let mut push =
+            |(position, message): &(Position, StoredMessage)| page.push(*position, Some(message.clone()));
+        let _all =
+            if query.backwards { wanted.rev().all(&mut push) } else { wanted.into_iter().all(&mut push) };
+        let is_trimmed = page.reaches_the_oldest() && inbox.is_trimmed;
+        Ok(page.finish(is_trimmed))
+    }
+
+    async fn standing(&self, user: &UserId, device: Option<&DeviceId>) -> Result<Standing, Unavailable> {
+        let table = self.table.lock();
+        Ok(table.inboxes.get(user).map_or_else(Standing::default, |inbox| inbox.standing(device)))
+    }
+
+    async fn acknowledge(
+        &self,
+        user: &UserId,
+        device: &DeviceId,
+        position: Position,
+    ) -> Result<Standing, Unavailable> {
+        let mut table = self.table.lock();
+        let inbox = table.inbox(user, MAX_USERS);
+        inbox.acknowledge(device, position);
+        if self.config.mode == Mode::Queue
+            && let Some(lowest) = inbox.acknowledged.values().min().copied()
+        {
+            while inbox.entries.front().is_some_and(|(position, _)| *position < lowest) {
+                inbox.entries.pop_front();
+                inbox.is_trimmed = true;
+            }
+        }
+        Ok(inbox.standing(Some(device)))
+    }
+
+    async fn erase(&self, user: &UserId) -> Result<u64, Unavailable> {
+        let mut table = self.table.lock();
+        let inbox = table.inboxes.remove(user);
+        table.order.retain(|known| known != user);
+        Ok(inbox.map_or(0, |inbox| inbox.entries.len() as u64))
+    }
+}
+
+impl UserInbox {
+    fn add(&mut self, now_ms: i64, message: StoredMessage, most: usize) {
+        let ms = u64::try_from(now_ms).unwrap_or_default();
+        let position = match self.newest {
+            Some(newest) if newest.ms >= ms => Position { number: newest.number + 1, ..newest },
+            _ => Position { ms, number: 0 },
+        };
+        self.newest = Some(position);
+        self.entries.push_back((position, message));
+        while self.entries.len() > most {
+            self.entries.pop_front();
+            self.is_trimmed = true;
+        }
+    }
+
+    fn acknowledge(&mut self, device: &DeviceId, position: Position) {
+        let before = self.acknowledged.get(device).copied();
+        self.acknowledged.insert(device.clone(), before.map_or(position, |before| before.max(position)));
+        if self.acknowledged.len() > MAX_DEVICES {
+            let furthest = self.acknowledged.iter().min_by_key(|(_, position)| **position);
+            if let Some(device) = furthest.map(|(device, _)| device.clone()) {
+                self.acknowledged.remove(&device);
+            }
+        }
+    }
+
+    fn standing(&self, device: Option<&DeviceId>) -> Standing {
+        Standing {
+            first: self.entries.front().map(|(position, _)| Cursor::Before(*position)),
+            last: self.entries.back().map(|(position, _)| Cursor::At(*position)),
+            acknowledged: device.and_then(|device| self.acknowledged.get(device)).copied().map(Cursor::At),
+            kept: self.entries.len() as u64,
+        }
     }
 }
 
 impl InboxTable {
-    fn inbox(&mut self, user: &UserId, max_users: usize) -> &mut VecDeque<StoredMessage> {
+    fn inbox(&mut self, user: &UserId, max_users: usize) -> &mut UserInbox {
         if !self.inboxes.contains_key(user) {
             self.order.push_back(user.clone());
             while self.order.len() > max_users
@@ -80,6 +171,10 @@ impl InboxTable {
         }
         self.inboxes.entry(user.clone()).or_default()
     }
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -1,8 +1,11 @@
 //! Absent recipients: the inbox, and the configured default.
 //!
 //! [`RedisInbox`] keeps a bounded stream per user under Halley's prefix. [`MemoryInbox`] replaces it
-//! in the demo and in tests and behaves the same. Inboxes are read by other software; see
-//! [`RedisInbox`] for the layout.
+//! in the demo and in tests and behaves the same. See [`RedisInbox`] for the layout, which other software
+//! may read.
+//!
+//! [`InboxReader`] reads them in [pages](Page), keeps what each [device](DeviceId) has acknowledged, and
+//! erases them. A [`Cursor`] is a place in an inbox as clients keep it.
 //!
 //! [`InboxQueue`] connects messages to the inbox through one writer per process, which stores the
 //! entries of many messages in full pipelines, one at a time. Whatever the load, the queue is
@@ -12,12 +15,16 @@
 //! stored twice under the same message id; readers drop repeats. The module does not know how a
 //! policy decides.
 
+mod cursor;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod memory;
 mod notifier;
+mod page;
 mod queue;
+mod reader;
 mod redis;
+mod redis_reader;
 #[cfg(test)]
 mod tests;
 
@@ -34,10 +41,14 @@ use crate::kafka::topic_problem;
 use crate::message::{ConnectionId, Message, MessageId, RoomId, UserId};
 pub use crate::redis_client::Unavailable;
 use crate::telemetry::metrics;
+pub use cursor::{Cursor, CursorError, Position};
 pub use memory::{MemoryInbox, OnlineUsers};
 pub use notifier::Notifier;
+pub use page::{DeviceId, InvalidDevice, Page, PageEntry, PageQuery, Standing};
 pub use queue::{InboxProblem, InboxQueue, InboxWriter, StoreResult};
+pub use reader::InboxReader;
 pub use redis::RedisInbox;
+pub use redis_reader::RedisInboxReader;
 
 /// The `[offline]` section.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
@@ -65,8 +76,25 @@ pub struct Config {
     /// online users keep receiving. While Redis does not answer, records are held without limit.
     #[serde(with = "humantime_serde")]
     pub store_timeout: Duration,
+    /// Operations whose messages are stored for users who are reached as well, before the record is
+    /// settled: each device replays them until it has acknowledged them. For calls, payments, notices.
+    pub always_store: Vec<i32>,
+    /// What acknowledging does: `log` keeps the messages, so that every device reads them, and they go
+    /// with their retention; `queue` drops what all known devices have acknowledged.
+    pub mode: Mode,
     /// The topic for `notify`, on the brokers of `[kafka]`.
     pub notify_topic: String,
+}
+
+/// What acknowledging does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// It moves the device's position.
+    #[default]
+    Log,
+    /// It also drops what all known devices have acknowledged.
+    Queue,
 }
 
 /// Approximate size of an inbox entry in addition to body and names.
@@ -94,6 +122,8 @@ impl Default for Config {
             max_fan_out_bytes: ByteSize::mib(256),
             max_in_flight: 1_000_000,
             store_timeout: Duration::from_secs(30),
+            always_store: Vec::new(),
+            mode: Mode::Log,
             notify_topic: "push.offline".to_owned(),
         }
     }
@@ -129,6 +159,11 @@ impl Config {
             DefaultDisposition::Drop => Disposition::Drop,
             DefaultDisposition::Notify => Disposition::Notify { channel: "default".to_owned() },
         }
+    }
+
+    /// Whether a message is stored for users who are reached as well.
+    pub fn always_stores(&self, message: &Message) -> bool {
+        !self.always_store.is_empty() && self.always_store.contains(&message.operation)
     }
 
     /// What happens to a message for this recipient, given the decision of policies. Only users have
@@ -199,8 +234,8 @@ metrics! {
 pub struct InboxEntry {
     /// The owner of the inbox.
     pub user: UserId,
-    /// Why the user was not reached.
-    pub cause: AbsenceCause,
+    /// Why the user was not reached; `None` if the message is stored for every user.
+    pub cause: Option<AbsenceCause>,
     /// The connection over which the user was not reached although it is registered: the user is back
     /// once another one is.
     pub failed: Option<ConnectionId>,
@@ -242,7 +277,7 @@ pub struct Returned {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartialStore {
     /// The result for the entries that are done.
-    pub stored: Stored,
+    pub stored: Box<Stored>,
     /// The indexes of the entries to retry; all others are stored.
     pub left: Vec<usize>,
     /// The error.
@@ -264,7 +299,8 @@ pub struct StoredMessage {
     pub sent_ms: i64,
     /// When it expires, in milliseconds since 1970.
     pub expires_ms: i64,
-    /// Why the user was not reached; `None` for entries of versions that did not store it.
+    /// Why the user was not reached; `None` if it is stored for every user, and for entries of versions that
+    /// did not store it.
     pub cause: Option<AbsenceCause>,
 }
 
@@ -278,12 +314,6 @@ pub trait Inbox: Send + Sync + 'static {
     /// If the inbox cannot be used now, with the entries to retry. Some of those may have been
     /// stored; storing them again repeats them under the same message id.
     async fn store(&self, entries: &[InboxEntry]) -> Result<Stored, PartialStore>;
-
-    /// The oldest unexpired messages of a user, each id once, at most `limit`.
-    ///
-    /// # Errors
-    /// If the inbox cannot be used now.
-    async fn read(&self, user: &UserId, limit: usize) -> Result<Vec<StoredMessage>, Unavailable>;
 }
 
 impl StoredMessage {
@@ -297,7 +327,7 @@ impl StoredMessage {
             body: message.body.clone(),
             sent_ms: message.record.timestamp_ms.unwrap_or(stored_ms),
             expires_ms: stored_ms.saturating_add(retention_ms),
-            cause: Some(entry.cause),
+            cause: entry.cause,
         }
     }
 }

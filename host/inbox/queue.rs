@@ -269,7 +269,7 @@ impl<I: Inbox + ?Sized> InboxWriter<I> {
         unfinished: PartialStore,
     ) {
         let PartialStore { stored, left, error } = unfinished;
-        complete_entries(&entries, &owners, stored, &left);
+        complete_entries(&entries, &owners, *stored, &left);
         let has_moved = left.len() < entries.len();
         if error.is_slow() {
             self.size = (self.size / 4).max(1);

@@ -16,11 +16,8 @@ use super::{
 };
 use crate::decision::AbsenceCause;
 use crate::message::{ConnectionId, UserId};
-use crate::redis_client::{RedisClient, Refusal, elements, is_too_large, refusal, text};
+use crate::redis_client::{RedisClient, Refusal, elements, refusal, text};
 use crate::telemetry::LogThrottle;
-
-/// Entries per `XRANGE`.
-const PAGE: usize = 100;
 
 /// Maximum clock skew, in milliseconds, for trimming by age: entry ids carry Redis' time, and a clock
 /// that is wrong by days would empty inboxes.
@@ -64,7 +61,7 @@ impl RedisInbox {
     }
 
     fn key(&self, user: &UserId) -> String {
-        format!("{}inbox:{user}", self.client.prefix())
+        stream_key(&self.client, user)
     }
 
     /// The commands that store these entries, and the position of each entry's append. After a user's
@@ -230,41 +227,15 @@ impl Inbox for RedisInbox {
         self.metrics.returned.inc_by(returned.len() as u64);
         let stored = Stored { not_stored, returned };
         match problem {
-            Some(error) if !left.is_empty() => Err(PartialStore { stored, left, error }),
+            Some(error) if !left.is_empty() => Err(PartialStore { stored: Box::new(stored), left, error }),
             _ => Ok(stored),
         }
     }
+}
 
-    async fn read(&self, user: &UserId, limit: usize) -> Result<Vec<StoredMessage>, Unavailable> {
-        let key = self.key(user);
-        let (mut found, mut seen, mut start) = (Vec::new(), HashSet::new(), "-".to_owned());
-        loop {
-            let reply = self.client.run_small("read_offline", vec![page(&key, &start)]).await?.pop();
-            let reply = reply.unwrap_or_default();
-            if let Some(Refusal::Denied(said) | Refusal::Other(said)) = refusal(&reply) {
-                return Err(self.client.denied("read_offline", said));
-            }
-            if is_too_large(&reply) {
-                let why = format!("the inbox of `{user}` contains entries larger than [redis] max_reply");
-                return Err(self.client.denied("read_offline", why));
-            }
-            let entries = elements(reply);
-            let (count, now, before) = (entries.len(), now_ms(), start.clone());
-            for entry in entries {
-                let mut parts = elements(entry).into_iter();
-                let Some(at) = parts.next().and_then(|at| text(at).filled()) else { continue };
-                start = format!("({at}");
-                let kept = parts.next().and_then(kept).filter(|kept| kept.expires_ms > now);
-                found.extend(kept.filter(|kept| seen.insert(kept.id.clone())));
-            }
-            // A page without any id does not come from a stream; the next page would be the same.
-            let stuck = start == before;
-            if count < PAGE || found.len() >= limit || stuck {
-                found.truncate(limit);
-                return Ok(found);
-            }
-        }
-    }
+/// The stream of a user.
+pub(super) fn stream_key(client: &RedisClient, user: &UserId) -> String {
+    format!("{}inbox:{user}", client.prefix())
 }
 
 /// The position of an entry's append among the commands, and whether it is the user's first.
@@ -307,14 +278,8 @@ fn online_users(entries: &[InboxEntry]) -> Cmd {
     command
 }
 
-fn page(key: &str, start: &str) -> Cmd {
-    let mut command = redis::cmd("XRANGE");
-    command.arg(key).arg(start).arg("+").arg("COUNT").arg(PAGE);
-    command
-}
-
 /// Parses the fields of an entry; `None` if Halley did not write it.
-pub(super) fn kept(fields: Value) -> Option<StoredMessage> {
+pub(super) fn fields(fields: Value) -> Option<StoredMessage> {
     let (mut id, mut operation, mut room, mut body) = (None, None, None, None);
     let (mut sent_ms, mut expires_ms, mut cause) = (None, None, None);
     let mut values = elements(fields).into_iter();

@@ -9,7 +9,7 @@
 //! future, and the response timeout bounds it.
 //!
 //! Room scans have their own connection, because one long reply delays everything behind it; so have
-//! bulk writes for absent users. Calls have to be idempotent: commands whose connection breaks are
+//! bulk writes for absent users and reads of their inboxes. Calls have to be idempotent: commands whose connection breaks are
 //! sent again once.
 //!
 //! The module does not know what the keys mean.
@@ -81,6 +81,7 @@ struct ClientInner {
     small: Transport,
     scan: Transport,
     bulk: Transport,
+    reads: Transport,
     prefix: String,
     endpoint: Arc<str>,
     metrics: Metrics,
@@ -116,6 +117,7 @@ impl RedisClient {
             ConnectionHealth::new("small commands", endpoint.clone(), longest(config.response_timeout));
         let scan = small.for_connection("room scans", longest(config.scan_timeout));
         let bulk = small.for_connection("bulk writes", longest(config.scan_timeout));
+        let reads = small.for_connection("inbox reads", longest(config.scan_timeout));
         let replies = usize::try_from(config.max_reply.as_u64()).unwrap_or(usize::MAX);
         let tracker = tracked.map(|prefix| Tracker::new(prefix, endpoint.clone(), metrics.clone()));
         let transport = |health, response, value, tracker| {
@@ -128,6 +130,7 @@ impl RedisClient {
             small: transport(small, config.response_timeout, replies, None)?,
             scan: transport(scan, config.scan_timeout, LONGEST_ID, tracker.clone())?,
             bulk: transport(bulk, config.scan_timeout, replies, None)?,
+            reads: transport(reads, config.scan_timeout, replies, None)?,
             prefix: config.prefix.clone(),
             endpoint: endpoint.clone(),
             metrics: metrics.clone(),
@@ -222,6 +225,18 @@ impl RedisClient {
     /// Why the server does not report changes; `None` if it does, or was not asked to.
     pub fn tracking_problem(&self) -> Option<String> {
         self.0.tracker.as_ref()?.problem()
+    }
+
+    /// The same on the connection for reading inboxes, whose replies may be large.
+    ///
+    /// # Errors
+    /// As [`RedisClient::run_small`].
+    pub async fn run_reads(
+        &self,
+        operation: &'static str,
+        commands: Vec<Cmd>,
+    ) -> Result<Vec<Value>, Unavailable> {
+        self.run(&self.0.reads, operation, commands).await
     }
 
     /// Runs bulk writes as far as possible: returns a reply for each completed command, and the

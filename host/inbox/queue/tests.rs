@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use async_trait::async_trait;
 use tokio::task::JoinSet;
 
+use super::super::Unavailable;
 use super::super::tests::entry;
-use super::super::{StoredMessage, Unavailable};
 use super::*;
 use crate::message::UserId;
 
@@ -29,10 +29,6 @@ impl Inbox for ScriptedInbox {
         // Gives other tasks time to queue their entries.
         tokio::time::sleep(Duration::from_millis(1)).await;
         (self.act.lock())(entries)
-    }
-
-    async fn read(&self, _: &UserId, _: usize) -> Result<Vec<StoredMessage>, Unavailable> {
-        Ok(Vec::new())
     }
 }
 
@@ -106,7 +102,7 @@ async fn the_writer_continues_where_redis_stopped() {
             return Ok(Stored { not_stored, returned: Vec::new() });
         }
         Err(PartialStore {
-            stored: Stored { not_stored, returned: Vec::new() },
+            stored: Box::new(Stored { not_stored, returned: Vec::new() }),
             left: (10..entries.len()).collect(),
             error: full(),
         })
@@ -132,7 +128,7 @@ async fn a_pipeline_that_was_too_slow_was_too_large() {
         let error = Unavailable::simulated_timeout("store_offline");
         let left = (0..entries.len()).collect();
         if entries.len() > 5 {
-            Err(PartialStore { stored: Stored::default(), left, error })
+            Err(PartialStore { stored: Box::default(), left, error })
         } else {
             Ok(Stored::default())
         }
@@ -152,7 +148,7 @@ async fn a_long_refusal_is_given_up_and_retried() {
         let refuses = Arc::clone(&refuses);
         move |entries| {
             let left = (0..entries.len()).collect();
-            let refused = PartialStore { stored: Stored::default(), left, error: full() };
+            let refused = PartialStore { stored: Box::default(), left, error: full() };
             if refuses.load(Ordering::Relaxed) { Err(refused) } else { Ok(Stored::default()) }
         }
     });

@@ -1,0 +1,209 @@
+//! Pages of an inbox: what is asked for, and how a page is built from the stored entries.
+//!
+//! Pure. Entries that have expired and repeats within a page are left out. A page is bounded in entries
+//! and in bytes; `more` says that there are others.
+//!
+//! A page is `truncated` if something between `after` and its first entry is no longer kept. This is
+//! seen by the entry at `after`: as long as it is stored, so is all that follows. A device that has been
+//! away for longer than the retention is told so whether or not anything was there: nobody knows any more.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::StoredMessage;
+use super::cursor::{Cursor, Position};
+use crate::message::MessageId;
+
+/// Entries of a page if a request names no limit.
+const DEFAULT_LIMIT: usize = 100;
+/// Entries of a page at most.
+const MAX_LIMIT: usize = 500;
+/// Bytes of a page at most, unless its first entry alone has more.
+const MAX_BYTES: usize = 1 << 20;
+/// How much shorter than the retention the lifetime of an ordinary entry may seem: clocks differ.
+const LIFETIME_SLACK_MS: i64 = 60_000;
+/// The longest name of a device, in bytes.
+const LONGEST_DEVICE: usize = 128;
+
+/// The name of a device, each of which has its own position in its user's inbox.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct DeviceId(Arc<str>);
+
+/// The text cannot name a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a device has a name of 1 to {LONGEST_DEVICE} bytes without control characters")]
+pub struct InvalidDevice;
+
+impl DeviceId {
+    /// A device with this name.
+    ///
+    /// # Errors
+    /// If it is empty, too long, or contains control characters.
+    pub fn new(name: &str) -> Result<Self, InvalidDevice> {
+        let is_valid = !name.is_empty() && name.len() <= LONGEST_DEVICE && !name.contains(char::is_control);
+        if is_valid { Ok(Self(name.into())) } else { Err(InvalidDevice) }
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A request for a page.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PageQuery {
+    /// Only what follows this place.
+    pub after: Option<Cursor>,
+    /// Only what precedes this place.
+    pub before: Option<Cursor>,
+    /// Entries at most; 0 means 100, and 500 is the most.
+    pub limit: usize,
+    /// The newest first.
+    pub backwards: bool,
+}
+
+impl PageQuery {
+    /// The entries that the page has at most.
+    pub(super) fn most(&self) -> usize {
+        if self.limit == 0 { DEFAULT_LIMIT } else { self.limit.min(MAX_LIMIT) }
+    }
+}
+
+/// An entry of a page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PageEntry {
+    /// Its place.
+    pub position: Position,
+    /// The message.
+    pub message: StoredMessage,
+}
+
+impl PageEntry {
+    /// When it was stored, in milliseconds since 1970.
+    pub fn stored_ms(&self) -> i64 {
+        i64::try_from(self.position.ms).unwrap_or(i64::MAX)
+    }
+}
+
+/// A part of an inbox.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// The entries, in the order of the request.
+    pub entries: Vec<PageEntry>,
+    /// Where the next page begins: its `after`, or `before` if it goes backwards. `None` if the inbox is
+    /// empty and the request named no place.
+    pub next: Option<Cursor>,
+    /// Whether there is more now.
+    pub more: bool,
+    /// Whether something between `after` and the first entry is no longer kept.
+    pub truncated: bool,
+}
+
+/// Where an inbox stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Before the oldest entry that is kept.
+    pub first: Option<Cursor>,
+    /// At the newest.
+    pub last: Option<Cursor>,
+    /// What the device has acknowledged.
+    pub acknowledged: Option<Cursor>,
+    /// How many entries are kept.
+    pub kept: u64,
+}
+
+/// Builds a page from stored entries in the order of the request. The first ones may lie at `after`.
+pub(super) struct PageBuilder {
+    query: PageQuery,
+    now_ms: i64,
+    retention_ms: i64,
+    page: Page,
+    seen: HashSet<MessageId>,
+    bytes: usize,
+    /// Whether the entry at `after` is still stored.
+    has_anchor: bool,
+    /// Whether an expired entry was met that a reader could have expected.
+    has_expired: bool,
+}
+
+impl PageBuilder {
+    pub(super) fn new(query: PageQuery, now_ms: i64, retention_ms: i64) -> Self {
+        Self {
+            query,
+            now_ms,
+            retention_ms,
+            page: Page { next: if query.backwards { query.before } else { query.after }, ..Page::default() },
+            seen: HashSet::new(),
+            bytes: 0,
+            has_anchor: false,
+            has_expired: false,
+        }
+    }
+
+    /// Takes the next entry, or `None` for one that Halley did not write. Returns whether it can take more.
+    pub(super) fn push(&mut self, position: Position, message: Option<StoredMessage>) -> bool {
+        match self.query.after {
+            Some(Cursor::At(anchor)) if position <= anchor => {
+                self.has_anchor |= position == anchor;
+                return true;
+            }
+            Some(Cursor::Before(first)) if position <= first => {
+                self.has_anchor |= position == first;
+                if position < first {
+                    return true;
+                }
+            }
+            _ => {}
+        }
+        let Some(message) = message else { return self.skip(position) };
+        if message.expires_ms <= self.now_ms {
+            let lifetime = message.expires_ms.saturating_sub_unsigned(position.ms);
+            self.has_expired |= lifetime >= self.retention_ms.saturating_sub(LIFETIME_SLACK_MS);
+            return self.skip(position);
+        }
+        if self.seen.contains(&message.id) {
+            return self.skip(position);
+        }
+        let bytes = self.bytes + message.body.len();
+        let is_full = self.page.entries.len() >= self.query.most();
+        if is_full || (bytes > MAX_BYTES && !self.page.entries.is_empty()) {
+            self.page.more = true;
+            return false;
+        }
+        self.bytes = bytes;
+        self.seen.insert(message.id.clone());
+        self.page.next = Some(Cursor::At(position));
+        self.page.entries.push(PageEntry { position, message });
+        true
+    }
+
+    fn skip(&mut self, position: Position) -> bool {
+        self.page.next = Some(Cursor::At(position));
+        true
+    }
+
+    /// There may be more, but enough was read for one page.
+    pub(super) fn stop_early(&mut self) {
+        self.page.more = true;
+    }
+
+    /// Whether the page begins, or ends, where the inbox does: then what was trimmed matters.
+    pub(super) fn reaches_the_oldest(&self) -> bool {
+        self.query.after.is_none() && (!self.query.backwards || !self.page.more)
+    }
+
+    /// The page. `is_trimmed`: whether entries before the oldest have been dropped.
+    pub(super) fn finish(mut self, is_trimmed: bool) -> Page {
+        let reaches_after = !self.query.backwards || !self.page.more;
+        self.page.truncated = reaches_after
+            && match self.query.after {
+                Some(_) => !self.has_anchor || self.has_expired,
+                None => is_trimmed || self.has_expired,
+            };
+        self.page
+    }
+}
+
+#[cfg(test)]
+mod tests;
