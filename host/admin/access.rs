@@ -22,13 +22,14 @@ use axum::middleware::Next;
 use axum::response::Response;
 use parking_lot::Mutex;
 
-use crate::admin::auth_rate_limit::AuthRateLimiter;
-use crate::admin::host::AllowedHosts;
-use crate::admin::peer::Peer;
-use crate::admin::refusals::{RefusalReason, Refusals, shown};
-use crate::admin::response::{discard, error_response, retry_later_response};
 use crate::admin::tokens::{TokenError, TokenFiles, TokenSet};
 use crate::config::admin::{Config, host_of};
+use crate::http_server::auth_rate_limit::AuthRateLimiter;
+use crate::http_server::host::AllowedHosts;
+use crate::http_server::peer::Peer;
+use crate::http_server::refusals::{RefusalReason, Refusals, shown};
+use crate::http_server::response::{discard, error_response, retry_later_response};
+use crate::http_server::token::bearer;
 
 /// The permission that a request needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,7 +97,10 @@ impl AccessControl {
         let own = listeners.into_iter().flatten().filter_map(host_of);
         Self(Arc::new(AccessInner {
             loopback: listens_on.ip().is_loopback(),
-            hosts: AllowedHosts::new(config.allowed_hosts.iter().map(String::as_str).chain(own)),
+            hosts: AllowedHosts::new(
+                "[admin] allowed_hosts",
+                config.allowed_hosts.iter().map(String::as_str).chain(own),
+            ),
             tokens: TokenFiles { write: config.token_file.clone(), read: config.read_token_file.clone() },
             auth_rate_limit: Mutex::new(AuthRateLimiter::new(Instant::now())),
             refusals,
@@ -233,13 +237,6 @@ impl AccessDenied {
     }
 }
 
-/// The token of a request, if it carries exactly one.
-fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
-    let mut given = headers.get_all(header::AUTHORIZATION).iter();
-    let only = given.next().filter(|_| given.next().is_none())?;
-    only.as_bytes().strip_prefix(b"Bearer ").map(<[u8]>::trim_ascii)
-}
-
 fn unauthorized(reason: RefusalReason, why: &str) -> AccessDenied {
     let remedy = "pass `--token-file` or set HALLEY_ADMIN_TOKEN (`Authorization: Bearer ...`)";
     denied(reason, StatusCode::UNAUTHORIZED, format!("{why}; {remedy}"))
@@ -254,8 +251,8 @@ mod tests {
     use prometheus_client::registry::Registry;
 
     use super::*;
-    use crate::admin::peer::current_uid;
     use crate::admin::tests::write_secret;
+    use crate::http_server::peer::current_uid;
 
     const WRITE: &str = "Bearer 0123456789abcdef";
     const READ: &str = "Bearer fedcba9876543210";
@@ -279,7 +276,7 @@ mod tests {
             read_token_file: file("read", read),
             ..Config::default()
         };
-        let refusals = Refusals::register(&mut Registry::default());
+        let refusals = Refusals::register(&mut Registry::default(), "halley_admin_refused", "admin");
         TestGateway {
             access: AccessControl::new(&config, listen.parse().unwrap(), refusals),
             _folder: folder,

@@ -8,9 +8,10 @@ use prometheus_client::registry::Registry;
 
 use super::Config;
 use super::access::{AccessControl, Permission};
-use super::peer::{Peer, current_uid};
-use super::refusals::Refusals;
-use super::tokens::{TokenDigest, TokenSet};
+use super::tokens::TokenSet;
+use crate::http_server::peer::{Peer, current_uid};
+use crate::http_server::refusals::Refusals;
+use crate::http_server::token::TokenDigest;
 
 const WRITE: &str = "0123456789abcdef";
 const READ: &str = "fedcba9876543210";
@@ -61,7 +62,11 @@ pub(crate) fn check(input: &mut Unstructured<'_>) -> Result<()> {
     let config =
         Config { listen: listen.into(), allowed_hosts: vec!["halley.example".into()], ..Config::default() };
     let address = listen.parse().expect("an address");
-    let access = AccessControl::new(&config, address, Refusals::register(&mut Registry::default()));
+    let access = AccessControl::new(
+        &config,
+        address,
+        Refusals::register(&mut Registry::default(), "halley_admin_refused", "admin"),
+    );
     let secret = |is_there: bool, token| is_there.then(|| TokenDigest::new(token));
     let tokens = TokenSet { write: secret(has.0, WRITE), read: secret(has.1, READ) };
     let admitted = access.is_admitted_without_token(peer, needs, &uri, &headers).and_then(|already| {

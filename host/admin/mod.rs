@@ -3,30 +3,16 @@
 //! # Layout
 //!
 //! - `tokens`: the tokens, and the problems of their files.
-//! - `listener`, `socket`, `peer`: TCP, the Unix socket, and the identity of the peer.
-//! - `serve`, `connections`, `activity`, `response_budget`: HTTP/1 over a bounded number of connections, each
-//!   with deadlines; a bounded number of unread response bytes.
-//! - `access`, `host`, `auth_rate_limit`: access control, allowed hosts, and the rate limit on failed tokens.
-//! - `read`, `concurrency`, `write`: the routes; expensive ones have a concurrency limit.
-//! - `refusals`: counts and logs refused requests.
+//! - `socket`: the Unix socket.
+//! - `access`: access control.
+//! - `read`, `write`: the routes; expensive ones have a concurrency limit.
 //!
-//! The axum, hyper and Unix socket types stay in this module.
+//! Connections are served by [`http_server`](crate::http_server).
 
 mod access;
-mod activity;
-mod auth_rate_limit;
-mod concurrency;
-mod connections;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
-mod host;
-mod listener;
-mod peer;
 mod read;
-mod refusals;
-mod response;
-mod response_budget;
-mod serve;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -42,10 +28,11 @@ use tracing::info;
 
 use crate::config::admin::Config;
 use crate::gateway::Handle;
+use crate::http_server::listener;
+use crate::http_server::refusals::Refusals;
+use crate::http_server::serve::Server;
 use access::AccessControl;
 use read::ReadApi;
-use refusals::Refusals;
-use serve::Server;
 use socket::BoundSocket;
 
 pub use socket::default_socket_path;
@@ -70,18 +57,18 @@ impl Admin {
     /// # Errors
     /// If an address is invalid or in use.
     pub async fn bind(config: &Config, registry: &mut Registry) -> anyhow::Result<Self> {
-        let listener = listener::bind("listen", &config.listen).await?;
+        let listener = listener::bind("[admin] listen", &config.listen).await?;
         let address = listener.local_addr()?;
         info!(%address, "admin is listening");
         let probes = match &config.probe_listen {
-            Some(listen) => Some(listener::bind("probes", listen).await?),
+            Some(listen) => Some(listener::bind("[admin] probe_listen", listen).await?),
             None => None,
         };
         if let Some(probes) = &probes {
             info!(address = %probes.local_addr()?, "admin is listening for probes");
         }
         let socket = socket::bind(&config.socket, address.port())?;
-        let refusals = Refusals::register(registry);
+        let refusals = Refusals::register(registry, "halley_admin_refused", "admin");
         Ok(Self { config: config.clone(), listener, address, probes, socket, refusals })
     }
 

@@ -19,10 +19,10 @@ use serde_json::json;
 use tokio::sync::Mutex;
 
 use crate::admin::access::{AccessControl, Permission, RouteGuard, authorize};
-use crate::admin::concurrency::{Busy, ConcurrencyLimiter, LimiterConfig};
-use crate::admin::refusals::{RefusalReason, Refusals};
-use crate::admin::response::{error_response, retry_later_response};
 use crate::gateway::{CachedAge, Handle};
+use crate::http_server::concurrency::{Busy, ConcurrencyLimiter, LimiterConfig};
+use crate::http_server::refusals::{RefusalReason, Refusals};
+use crate::http_server::response::{error_response, retry_later_response};
 use crate::message::{CometAddr, RoomId};
 use crate::router::{Route, ShareKind};
 

@@ -5,23 +5,42 @@
 //! replaced; one that a process listens on, or that belongs to another user, is not.
 
 use std::fs::{self, Metadata, Permissions};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail, ensure};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream as TokioUnixStream};
 use tracing::{info, warn};
 
-use crate::admin::peer::current_uid;
 use crate::config::admin::{Config, Socket, folder_of};
 use crate::files::{OwnedDir, dir_access};
+use crate::http_server::listener::{Establish, Listen};
+use crate::http_server::peer::{Peer, current_uid};
 
 /// A bound socket. Its file is removed on drop.
 pub(super) struct BoundSocket {
     pub(super) listener: UnixListener,
     _file: SocketFile,
+}
+
+impl Listen for BoundSocket {
+    type Accepted = TokioUnixStream;
+
+    async fn accept(&self) -> io::Result<(TokioUnixStream, Peer)> {
+        let (stream, _) = self.listener.accept().await?;
+        let user = stream.peer_cred().ok().map(|credentials| credentials.uid());
+        Ok((stream, Peer::Unix(user)))
+    }
+}
+
+impl Establish for TokioUnixStream {
+    type Stream = Self;
+
+    async fn establish(self) -> io::Result<Self> {
+        Ok(self)
+    }
 }
 
 /// The file of our socket, identified by device and inode.

@@ -18,12 +18,12 @@ use tokio::sync::Semaphore;
 use tracing::info;
 
 use crate::admin::access::{AccessControl, Permission, RouteGuard, authorize};
-use crate::admin::activity::Activity;
-use crate::admin::peer::Peer;
 use crate::admin::read::plugin_status;
-use crate::admin::refusals::shown;
-use crate::admin::response::{discard, error_response, retry_later_response};
 use crate::gateway::{Handle, OperatorResult};
+use crate::http_server::activity::Activity;
+use crate::http_server::peer::Peer;
+use crate::http_server::refusals::shown;
+use crate::http_server::response::{discard, error_response, retry_later_response};
 use crate::policy::{Policies, Upload};
 
 /// Maximum size of a plugin, in bytes.

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// The peer of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Peer {
+pub(crate) enum Peer {
     /// Over TCP.
     Tcp(SocketAddr),
     /// Over the Unix socket, with the uid from `SO_PEERCRED`.
@@ -16,7 +16,7 @@ pub(super) enum Peer {
 /// The unit that limits apply to: one IPv4 address, one IPv6 /64 network (a host owns all addresses
 /// of one), or one local user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum PeerKey {
+pub(crate) enum PeerKey {
     /// An IPv4 address.
     V4(Ipv4Addr),
     /// The network of an IPv6 address.
@@ -27,7 +27,7 @@ pub(super) enum PeerKey {
 
 impl Peer {
     /// The unit that limits count this peer as.
-    pub(super) fn key(self) -> PeerKey {
+    pub(crate) fn key(self) -> PeerKey {
         match self {
             Self::Tcp(address) => match address.ip().to_canonical() {
                 IpAddr::V4(ip) => PeerKey::V4(ip),
@@ -42,7 +42,7 @@ impl Peer {
 
     /// Whether the kernel identifies the peer as root or the gateway's own user, who control the
     /// process anyway.
-    pub(super) fn is_operator(self) -> bool {
+    pub(crate) fn is_operator(self) -> bool {
         match self {
             Self::Tcp(_) | Self::Unix(None) => false,
             Self::Unix(Some(user)) => user == 0 || user == current_uid(),
@@ -51,7 +51,7 @@ impl Peer {
 }
 
 /// The effective uid of this process.
-pub(super) fn current_uid() -> u32 {
+pub(crate) fn current_uid() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 

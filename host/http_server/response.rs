@@ -9,12 +9,12 @@ use futures_util::future::poll_fn;
 use serde_json::json;
 
 /// An error as JSON.
-pub(super) fn error_response(status: StatusCode, error: &str) -> Response {
+pub(crate) fn error_response(status: StatusCode, error: &str) -> Response {
     (status, Json(json!({ "error": error }))).into_response()
 }
 
 /// An error as JSON, with `Retry-After`.
-pub(super) fn retry_later_response(status: StatusCode, error: &str, retry_after: Duration) -> Response {
+pub(crate) fn retry_later_response(status: StatusCode, error: &str, retry_after: Duration) -> Response {
     let mut response = error_response(status, error);
     let seconds = retry_after.as_secs_f64().ceil().max(1.0) as u64;
     response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
@@ -27,7 +27,7 @@ const DISCARDING: Duration = Duration::from_millis(500);
 
 /// Reads and discards the body of a rejected request, within limits. Closing a connection with unread
 /// data resets it, and the client may lose the response.
-pub(super) async fn discard(mut body: Body) {
+pub(crate) async fn discard(mut body: Body) {
     let read_all = async {
         let mut discarded = 0;
         while discarded < MAX_DISCARDED

@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use crate::admin::peer::PeerKey;
+use crate::http_server::peer::PeerKey;
 
 /// Failed attempts of one client: burst, and refill rate.
 const PER_CLIENT: BucketRate = BucketRate { burst: 10.0, per_second: 0.5 };
@@ -49,13 +49,13 @@ impl TokenBucket {
 
 /// The token buckets.
 #[derive(Debug)]
-pub(super) struct AuthRateLimiter {
+pub(crate) struct AuthRateLimiter {
     clients: HashMap<PeerKey, TokenBucket>,
     all: TokenBucket,
 }
 
 impl AuthRateLimiter {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         Self { clients: HashMap::new(), all: TokenBucket::full(ALL, now) }
     }
 
@@ -63,7 +63,7 @@ impl AuthRateLimiter {
     ///
     /// # Errors
     /// How long to wait before the next attempt.
-    pub(super) fn take(&mut self, client: PeerKey, now: Instant) -> Result<(), Duration> {
+    pub(crate) fn take(&mut self, client: PeerKey, now: Instant) -> Result<(), Duration> {
         self.all.refill(ALL, now);
         match self.clients.get_mut(&client) {
             Some(own) => {
@@ -86,7 +86,7 @@ impl AuthRateLimiter {
     }
 
     /// The token was correct: returns the attempt.
-    pub(super) fn refund(&mut self, client: PeerKey) {
+    pub(crate) fn refund(&mut self, client: PeerKey) {
         self.all.left = (self.all.left + 1.0).min(ALL.burst);
         if let Some(own) = self.clients.get_mut(&client) {
             own.left += 1.0;

@@ -12,9 +12,9 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::admin::connections::Connections;
-use crate::admin::refusals::{RefusalReason, Refusals};
-use crate::admin::response::retry_later_response;
+use crate::http_server::connections::Connections;
+use crate::http_server::refusals::{RefusalReason, Refusals};
+use crate::http_server::response::retry_later_response;
 
 /// The budget, in KiB.
 const MOST: u32 = 64 * 1024;
@@ -28,7 +28,7 @@ const EACH_TRY: Duration = Duration::from_millis(100);
 
 /// The budget. Clones share it.
 #[derive(Clone)]
-pub(super) struct ResponseBudget {
+pub(crate) struct ResponseBudget {
     free: Arc<Semaphore>,
     connections: Connections,
     refusals: Refusals,
@@ -47,14 +47,15 @@ impl AsRef<[u8]> for BudgetedBytes {
 }
 
 impl ResponseBudget {
-    pub(super) fn new(connections: Connections, refusals: Refusals) -> Self {
+    pub(crate) fn new(connections: Connections, refusals: Refusals) -> Self {
         Self { free: Arc::new(Semaphore::new(MOST as usize)), connections, refusals }
     }
 
     /// The response, whose bytes are counted until they are sent; or an error if the budget is
     /// exhausted.
-    pub(super) async fn count(&self, response: Response) -> Response {
-        let size = response.body().size_hint().upper().unwrap_or(u64::MAX);
+    pub(crate) async fn count(&self, response: Response) -> Response {
+        // A body without a size is a stream, which produces what its client takes.
+        let Some(size) = response.body().size_hint().exact() else { return response };
         if size <= SMALL {
             return response;
         }
@@ -92,12 +93,12 @@ mod tests {
     use prometheus_client::registry::Registry;
 
     use super::*;
-    use crate::admin::activity::{Activity, TIMEOUTS};
-    use crate::admin::peer::Peer;
+    use crate::http_server::activity::{Activity, TIMEOUTS};
+    use crate::http_server::peer::Peer;
 
     #[tokio::test]
     async fn unread_bytes_are_bounded_and_released_with_the_last() {
-        let refusals = Refusals::register(&mut Registry::default());
+        let refusals = Refusals::register(&mut Registry::default(), "halley_admin_refused", "admin");
         let connections = Connections::new(8, refusals.clone());
         let response_budget = ResponseBudget { free: Arc::new(Semaphore::new(100)), connections, refusals };
         let small = response_budget.count("x".repeat(100).into_response()).await;
@@ -114,7 +115,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_slow_reader_is_evicted() {
-        let refusals = Refusals::register(&mut Registry::default());
+        let refusals = Refusals::register(&mut Registry::default(), "halley_admin_refused", "admin");
         let connections = Connections::new(8, refusals.clone());
         let free = Arc::new(Semaphore::new(100));
         let response_budget = ResponseBudget { free, connections: connections.clone(), refusals };

@@ -10,19 +10,19 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// The limits.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct LimiterConfig {
+pub(crate) struct LimiterConfig {
     /// How many run at a time.
-    pub(super) max_concurrent: usize,
+    pub(crate) max_concurrent: usize,
     /// How many may wait.
-    pub(super) max_waiting: usize,
+    pub(crate) max_waiting: usize,
     /// How long one may wait.
-    pub(super) wait: Duration,
+    pub(crate) wait: Duration,
     /// A request that took one second is followed by a pause of this many seconds.
-    pub(super) pause: u32,
+    pub(crate) pause: u32,
 }
 
 /// The limiter.
-pub(super) struct ConcurrencyLimiter {
+pub(crate) struct ConcurrencyLimiter {
     limits: LimiterConfig,
     limiter: Semaphore,
     queue: Semaphore,
@@ -31,7 +31,7 @@ pub(super) struct ConcurrencyLimiter {
 }
 
 /// A permit; its duration is measured until drop.
-pub(super) struct LimiterPermit<'a> {
+pub(crate) struct LimiterPermit<'a> {
     limiter: &'a ConcurrencyLimiter,
     since: Instant,
     _turn: SemaphorePermit<'a>,
@@ -39,10 +39,10 @@ pub(super) struct LimiterPermit<'a> {
 
 /// No permit in time; when to retry.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Busy(pub(super) Duration);
+pub(crate) struct Busy(pub(crate) Duration);
 
 impl ConcurrencyLimiter {
-    pub(super) fn new(limits: LimiterConfig) -> Self {
+    pub(crate) fn new(limits: LimiterConfig) -> Self {
         let (limiter, queue) = (Semaphore::new(limits.max_concurrent), Semaphore::new(limits.max_waiting));
         Self { limits, limiter, queue, free_at: Mutex::new(None) }
     }
@@ -51,7 +51,7 @@ impl ConcurrencyLimiter {
     ///
     /// # Errors
     /// If too many wait, or no permit was free in time.
-    pub(super) async fn next(&self) -> Result<LimiterPermit<'_>, Busy> {
+    pub(crate) async fn next(&self) -> Result<LimiterPermit<'_>, Busy> {
         let _place = self.queue.try_acquire().map_err(|_| Busy(self.limits.wait))?;
         let until = Instant::now() + self.limits.wait;
         let busy = |_| Busy(self.limits.wait);

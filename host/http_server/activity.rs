@@ -17,22 +17,22 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Timeout of each phase.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct ConnectionTimeouts {
+pub(crate) struct ConnectionTimeouts {
     /// Receiving the head of a request, including its first byte on a new connection.
-    pub(super) head: Duration,
+    pub(crate) head: Duration,
     /// Waiting for the next request after a response.
-    pub(super) idle: Duration,
+    pub(crate) idle: Duration,
     /// Sending a response while the client reads nothing.
-    pub(super) stall: Duration,
+    pub(crate) stall: Duration,
     /// Sending a whole response.
-    pub(super) response: Duration,
+    pub(crate) response: Duration,
     /// Handling a request: from its head to the start of the response. Slow operations (uploads,
     /// compilation, look-ups) have shorter deadlines of their own.
-    pub(super) handling: Duration,
+    pub(crate) handling: Duration,
 }
 
 /// Prometheus scrapes every 15 to 60 seconds over one connection.
-pub(super) const TIMEOUTS: ConnectionTimeouts = ConnectionTimeouts {
+pub(crate) const TIMEOUTS: ConnectionTimeouts = ConnectionTimeouts {
     head: Duration::from_secs(10),
     idle: Duration::from_secs(75),
     stall: Duration::from_secs(10),
@@ -54,18 +54,20 @@ enum Phase {
     Answering { body_sent: bool },
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct ActivityState {
     phase: Phase,
     /// When the phase started.
     since: Instant,
     /// When the client last read something.
     read: Instant,
+    /// Requests in progress, on a connection that multiplexes them (HTTP/2); `None` on others.
+    open: Option<usize>,
 }
 
 /// What closing a connection in favour of another one would cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum EvictionClass {
+pub(crate) enum EvictionClass {
     /// The gateway is waiting for the client to send or to read.
     Waiting,
     /// The client is waiting for the response to a read.
@@ -74,22 +76,28 @@ pub(super) enum EvictionClass {
 
 /// What a connection is doing.
 #[derive(Debug)]
-pub(super) struct Activity {
+pub(crate) struct Activity {
     state: Mutex<ActivityState>,
     timeouts: ConnectionTimeouts,
 }
 
 impl Activity {
-    pub(super) fn new(timeouts: ConnectionTimeouts) -> Self {
+    pub(crate) fn new(timeouts: ConnectionTimeouts) -> Self {
         let now = Instant::now();
-        Self { state: Mutex::new(ActivityState { phase: Phase::New, since: now, read: now }), timeouts }
+        Self {
+            state: Mutex::new(ActivityState { phase: Phase::New, since: now, read: now, open: None }),
+            timeouts,
+        }
     }
 
     /// When to close the connection if nothing happens before.
-    pub(super) fn deadline(&self) -> Instant {
-        let ActivityState { phase, since, read } = *self.state.lock();
+    pub(crate) fn deadline(&self) -> Instant {
+        let ActivityState { phase, since, read, open } = *self.state.lock();
         let timeouts = &self.timeouts;
         match phase {
+            // Its streams may be long; a dead peer is noticed by pings.
+            _ if open.is_some_and(|open| open > 0) => Instant::now() + timeouts.handling,
+            Phase::Idle if open.is_some() => since + timeouts.handling,
             Phase::New | Phase::Head => since + timeouts.head,
             Phase::Idle => since + timeouts.idle,
             Phase::Handling { .. } => since + timeouts.handling,
@@ -100,7 +108,7 @@ impl Activity {
     /// Whether the connection may be closed in favour of another one, and in which order: first those
     /// that wait for their client, then those whose reads are being handled, the oldest first. A
     /// write is never interrupted.
-    pub(super) fn eviction_class(&self) -> Option<(EvictionClass, Instant)> {
+    pub(crate) fn eviction_class(&self) -> Option<(EvictionClass, Instant)> {
         let state = self.state.lock();
         let how = match state.phase {
             Phase::Handling { is_write: true } => return None,
@@ -111,30 +119,43 @@ impl Activity {
     }
 
     /// Since when the client has left a response unread.
-    pub(super) fn unread_since(&self) -> Option<Instant> {
+    pub(crate) fn unread_since(&self) -> Option<Instant> {
         let state = self.state.lock();
         matches!(state.phase, Phase::Answering { .. }).then_some(state.since)
     }
 
+    /// The head of a request has been received on a connection that multiplexes them. It ends when the
+    /// result is dropped.
+    pub(crate) fn stream_opened(self: &Arc<Self>) -> StreamGuard {
+        let mut state = self.state.lock();
+        let now = Instant::now();
+        let open = Some(state.open.unwrap_or_default() + 1);
+        *state = ActivityState { phase: Phase::Handling { is_write: false }, since: now, read: now, open };
+        StreamGuard(Arc::clone(self))
+    }
+
     /// The head of a request has been received.
-    pub(super) fn request_received(&self) {
+    pub(crate) fn request_received(&self) {
         self.enter(Phase::Handling { is_write: false });
     }
 
     /// The current request is a write and has been authorized.
-    pub(super) fn writes(&self) {
+    pub(crate) fn writes(&self) {
         if let Phase::Handling { is_write } = &mut self.state.lock().phase {
             *is_write = true;
         }
     }
 
     /// The response is ready.
-    pub(super) fn response_ready(&self) {
-        self.enter(Phase::Answering { body_sent: false });
+    pub(crate) fn response_ready(&self) {
+        if self.state.lock().open.is_none() {
+            self.enter(Phase::Answering { body_sent: false });
+        }
     }
 
     fn bytes_received(&self) {
-        if matches!(self.state.lock().phase, Phase::New | Phase::Idle) {
+        let state = *self.state.lock();
+        if state.open.is_none() && matches!(state.phase, Phase::New | Phase::Idle) {
             self.enter(Phase::Head);
         }
     }
@@ -158,18 +179,32 @@ impl Activity {
 
     fn enter(&self, phase: Phase) {
         let now = Instant::now();
-        *self.state.lock() = ActivityState { phase, since: now, read: now };
+        let mut state = self.state.lock();
+        *state = ActivityState { phase, since: now, read: now, open: state.open };
+    }
+}
+
+/// A request in progress on a connection that multiplexes them.
+pub(crate) struct StreamGuard(Arc<Activity>);
+
+impl Drop for StreamGuard {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        state.open = state.open.map(|open| open.saturating_sub(1));
+        if state.open == Some(0) {
+            (state.phase, state.since) = (Phase::Idle, Instant::now());
+        }
     }
 }
 
 /// A stream that reports its traffic.
-pub(super) struct ActivityStream<S> {
+pub(crate) struct ActivityStream<S> {
     stream: S,
     activity: Arc<Activity>,
 }
 
 impl<S> ActivityStream<S> {
-    pub(super) fn new(stream: S, activity: Arc<Activity>) -> Self {
+    pub(crate) fn new(stream: S, activity: Arc<Activity>) -> Self {
         Self { stream, activity }
     }
 
@@ -230,14 +265,15 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ActivityStream<S> {
 }
 
 /// A body that reports when the connection has buffered all of it.
-pub(super) struct ActivityBody {
+pub(crate) struct ActivityBody {
     body: Body,
     activity: Arc<Activity>,
+    _stream: Option<StreamGuard>,
 }
 
 impl ActivityBody {
-    pub(super) fn new(body: Body, activity: Arc<Activity>) -> Self {
-        Self { body, activity }
+    pub(crate) fn new(body: Body, activity: Arc<Activity>, stream: Option<StreamGuard>) -> Self {
+        Self { body, activity, _stream: stream }
     }
 }
 
@@ -270,7 +306,7 @@ impl Drop for ActivityBody {
 #[cfg(test)]
 impl Activity {
     /// Moves the start of the phase back by this much.
-    pub(super) fn age(&self, by: Duration) {
+    pub(crate) fn age(&self, by: Duration) {
         self.state.lock().since -= by;
     }
 }
@@ -278,6 +314,22 @@ impl Activity {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn multiplexed_requests_keep_a_connection_open() {
+        let activity = Arc::new(Activity::new(TIMEOUTS));
+        activity.bytes_received();
+        let (first, second) = (activity.stream_opened(), activity.stream_opened());
+        activity.age(Duration::from_secs(3600));
+        activity.response_ready();
+        activity.flushed();
+        drop(first);
+        assert!(activity.deadline() > Instant::now(), "one is in progress");
+        drop(second);
+        activity.bytes_received();
+        activity.age(TIMEOUTS.handling);
+        assert!(activity.deadline() <= Instant::now(), "pings do not keep an idle connection open");
+    }
 
     #[test]
     fn each_phase_has_its_deadline() {

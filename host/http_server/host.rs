@@ -9,12 +9,16 @@ use axum::http::uri::Authority;
 use axum::http::{HeaderMap, Uri, header};
 
 /// The accepted names.
-#[derive(Debug, Default)]
-pub(super) struct AllowedHosts(Vec<String>);
+#[derive(Debug)]
+pub(crate) struct AllowedHosts {
+    /// The key of the configuration that lists them.
+    key: &'static str,
+    names: Vec<String>,
+}
 
 /// Why a request is not for this gateway.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum WrongHost {
+pub(crate) enum WrongHost {
     /// The `Host` header is missing.
     #[error("the request has no Host header")]
     Missing,
@@ -28,24 +32,29 @@ pub(super) enum WrongHost {
     #[error("the request line and the Host header name different hosts")]
     Conflicting,
     /// The name is not listed.
-    #[error("unknown host `{0}`; list it in `[admin] allowed_hosts` if it is this gateway")]
-    Unknown(String),
+    #[error("unknown host `{host}`; list it in `{key}` if it is this gateway")]
+    Unknown {
+        /// The name.
+        host: String,
+        /// The key of the configuration.
+        key: &'static str,
+    },
 }
 
 /// Maximum length of a DNS name; longer ones are cut when shown.
 const LONGEST_SHOWN: usize = 253;
 
 impl AllowedHosts {
-    /// `localhost` and these names.
-    pub(super) fn new<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
-        Self(names.into_iter().chain(["localhost"]).map(canonical).collect())
+    /// `localhost` and these names, which this key of the configuration lists.
+    pub(crate) fn new<'a>(key: &'static str, names: impl IntoIterator<Item = &'a str>) -> Self {
+        Self { key, names: names.into_iter().chain(["localhost"]).map(canonical).collect() }
     }
 
     /// Checks that a request is for this gateway.
     ///
     /// # Errors
     /// Why it is not.
-    pub(super) fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), WrongHost> {
+    pub(crate) fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), WrongHost> {
         let mut hosts = headers.get_all(header::HOST).iter();
         let host = hosts.next().ok_or(WrongHost::Missing)?;
         if hosts.next().is_some() {
@@ -60,10 +69,11 @@ impl AllowedHosts {
         if uri.authority().is_some_and(|named| *named != authority) {
             return Err(WrongHost::Conflicting);
         }
-        if is_address(authority.host()) || self.0.contains(&canonical(authority.host())) {
+        if is_address(authority.host()) || self.names.contains(&canonical(authority.host())) {
             return Ok(());
         }
-        Err(WrongHost::Unknown(authority.host().chars().take(LONGEST_SHOWN).collect()))
+        let host = authority.host().chars().take(LONGEST_SHOWN).collect();
+        Err(WrongHost::Unknown { host, key: self.key })
     }
 }
 
@@ -96,12 +106,14 @@ fn canonical(name: &str) -> String {
 mod tests {
     use super::*;
 
+    const KEY: &str = "[admin] allowed_hosts";
+
     fn check(uri: &str, hosts: &[&str]) -> Result<(), WrongHost> {
         let mut headers = HeaderMap::new();
         for host in hosts {
             headers.append(header::HOST, host.parse().unwrap());
         }
-        AllowedHosts::new(["Halley.example.com"]).check(&uri.parse().unwrap(), &headers)
+        AllowedHosts::new(KEY, ["Halley.example.com"]).check(&uri.parse().unwrap(), &headers)
     }
 
     #[test]
@@ -133,7 +145,7 @@ mod tests {
             "x.halley.example.com",
         ] {
             let wrong = check("/", &[host]).unwrap_err();
-            assert_eq!(wrong, WrongHost::Unknown(host.to_owned()));
+            assert_eq!(wrong, WrongHost::Unknown { host: host.to_owned(), key: KEY });
             assert!(wrong.to_string().contains("`[admin] allowed_hosts`"));
         }
         let long = "a".repeat(5_000);
@@ -170,7 +182,7 @@ mod tests {
         assert_eq!(check("http://localhost/", &["localhost:9093"]), Err(WrongHost::Conflicting));
         assert_eq!(
             check("http://evil.example/", &["evil.example"]),
-            Err(WrongHost::Unknown("evil.example".into()))
+            Err(WrongHost::Unknown { host: "evil.example".into(), key: KEY })
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Counts what the admin listener refuses, by reason, and logs it with a throttle.
+//! Counts what a listener refuses, by reason, and logs it with a throttle.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 use tracing::warn;
 
-use crate::admin::peer::Peer;
+use crate::http_server::peer::Peer;
 use crate::telemetry::{LogThrottle, escape, label_enum};
 
 /// Log interval of one reason.
@@ -20,7 +20,7 @@ const LONGEST_LOGGED: usize = 200;
 
 label_enum! {
     /// Why a connection or request was refused.
-    pub(super) enum RefusalReason {
+    pub(crate) enum RefusalReason {
         /// All connections are writing.
         Connections = "connections",
         /// Closed for a newer connection.
@@ -45,6 +45,8 @@ label_enum! {
         ResponseBudget = "unread",
         /// The system could not accept a connection.
         Accept = "accept",
+        /// The TLS handshake failed.
+        Tls = "tls",
     }
 }
 
@@ -62,45 +64,43 @@ struct RefusalLabels {
 
 /// Counts and logs. Clones share their counts.
 #[derive(Clone, Debug)]
-pub(super) struct Refusals(Arc<RefusalsInner>);
+pub(crate) struct Refusals(Arc<RefusalsInner>);
 
 #[derive(Debug)]
 struct RefusalsInner {
+    listener: &'static str,
     refused: Family<RefusalLabels, Counter>,
     log: [LogThrottle; RefusalReason::ALL.len()],
 }
 
 impl Refusals {
-    /// Creates and registers the metrics.
-    pub(super) fn register(registry: &mut Registry) -> Self {
+    /// Creates and registers the metrics of the listener with this name, under `metric`.
+    pub(crate) fn register(registry: &mut Registry, metric: &'static str, listener: &'static str) -> Self {
         let refused = Family::<RefusalLabels, Counter>::default();
-        registry.register(
-            "halley_admin_refused",
-            "Connections and requests that the admin listener refused, by reason",
-            refused.clone(),
-        );
+        let help = format!("Connections and requests that the {listener} listener refused, by reason");
+        registry.register(metric, help, refused.clone());
         for reason in RefusalReason::ALL {
             drop(refused.get_or_create(&RefusalLabels { reason }));
         }
         let log = RefusalReason::ALL.map(|_| LogThrottle::new(1, LOG_EVERY));
-        Self(Arc::new(RefusalsInner { refused, log }))
+        Self(Arc::new(RefusalsInner { listener, refused, log }))
     }
 
     /// Counts one refusal, and logs it unless this reason was logged recently. `what` describes it.
-    pub(super) fn count(&self, reason: RefusalReason, from: Option<Peer>, what: impl FnOnce() -> String) {
+    pub(crate) fn count(&self, reason: RefusalReason, from: Option<Peer>, what: impl FnOnce() -> String) {
         self.0.refused.get_or_create(&RefusalLabels { reason }).inc();
         if reason.is_routine() {
             return;
         }
         if let Some(held_back) = self.0.log[reason as usize].admit() {
             let from = from.map(tracing::field::display);
-            warn!(from, reason = reason.as_str(), held_back, "admin: {}", what());
+            warn!(from, reason = reason.as_str(), held_back, "{}: {}", self.0.listener, what());
         }
     }
 }
 
 /// Client input, cut for a log line.
-pub(super) fn shown(text: &str) -> Cow<'_, str> {
+pub(crate) fn shown(text: &str) -> Cow<'_, str> {
     escape::cut(text, LONGEST_LOGGED)
 }
 

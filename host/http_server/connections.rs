@@ -12,13 +12,13 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::activity::Activity;
-use crate::admin::peer::{Peer, PeerKey};
-use crate::admin::refusals::{RefusalReason, Refusals};
+use crate::http_server::activity::Activity;
+use crate::http_server::peer::{Peer, PeerKey};
+use crate::http_server::refusals::{RefusalReason, Refusals};
 
 /// The open connections of a listener, or of several listeners that share a limit.
 #[derive(Clone)]
-pub(super) struct Connections {
+pub(crate) struct Connections {
     table: Arc<Mutex<ConnectionTable>>,
     most: usize,
     most_each: usize,
@@ -38,21 +38,21 @@ struct OpenConnection {
 }
 
 /// A slot for one connection, released on drop.
-pub(super) struct ConnectionSlot {
+pub(crate) struct ConnectionSlot {
     table: Arc<Mutex<ConnectionTable>>,
     id: u64,
     /// Cancelled when the connection has to be closed for another one.
-    pub(super) close: CancellationToken,
+    pub(crate) close: CancellationToken,
 }
 
 impl Connections {
     /// At most `most` connections; one client holds at most a quarter of them.
-    pub(super) fn new(most: usize, refusals: Refusals) -> Self {
+    pub(crate) fn new(most: usize, refusals: Refusals) -> Self {
         Self { table: Arc::default(), most, most_each: (most / 4).max(2), refusals }
     }
 
     /// A slot for a new connection. `None` if all connections are writing.
-    pub(super) fn open(&self, peer: Peer, activity: &Arc<Activity>) -> Option<ConnectionSlot> {
+    pub(crate) fn open(&self, peer: Peer, activity: &Arc<Activity>) -> Option<ConnectionSlot> {
         let mut table = self.table.lock();
         let (key, mut held) = (peer.key(), HashMap::<PeerKey, usize>::new());
         table.open.values().for_each(|open| *held.entry(open.peer.key()).or_default() += 1);
@@ -73,7 +73,7 @@ impl Connections {
     }
 
     /// Closes the connection that has waited longest for its client. Returns whether there was one.
-    pub(super) fn close_longest_waiting(&self) -> bool {
+    pub(crate) fn close_longest_waiting(&self) -> bool {
         let mut table = self.table.lock();
         let victim = table.eviction_candidate(|_| Some(0));
         victim.is_some_and(|victim| self.evict(&mut table, victim, "was closed for a new connection"))
@@ -81,7 +81,7 @@ impl Connections {
 
     /// Closes the connection whose response has been unread for longest, if for at least `at_least`.
     /// Returns whether there was one.
-    pub(super) fn close_slowest_reader(&self, at_least: Duration) -> bool {
+    pub(crate) fn close_slowest_reader(&self, at_least: Duration) -> bool {
         let mut table = self.table.lock();
         let slow = table.open.iter().filter_map(|(id, open)| Some((open.activity.unread_since()?, *id)));
         let slowest = slow.min().filter(|(since, _)| since.elapsed() >= at_least);
@@ -123,7 +123,7 @@ impl Drop for ConnectionSlot {
 #[cfg(test)]
 impl Connections {
     /// How many are open.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.table.lock().open.len()
     }
 }
@@ -133,7 +133,7 @@ mod tests {
     use prometheus_client::registry::Registry;
 
     use super::*;
-    use crate::admin::activity::TIMEOUTS;
+    use crate::http_server::activity::TIMEOUTS;
 
     struct Client {
         slot: Option<ConnectionSlot>,
@@ -153,7 +153,7 @@ mod tests {
     }
 
     fn connections(most: usize) -> Connections {
-        Connections::new(most, Refusals::register(&mut Registry::default()))
+        Connections::new(most, Refusals::register(&mut Registry::default(), "halley_admin_refused", "admin"))
     }
 
     fn states(clients: &[Client]) -> Vec<bool> {

@@ -25,7 +25,7 @@ async fn start(max_connections: usize, timeouts: ConnectionTimeouts) -> TestServ
     let router = Router::new()
         .route("/small", get(|| async { "small" }))
         .route("/large", get(|| async { "x".repeat(LARGE) }));
-    let refusals = Refusals::register(&mut Registry::default());
+    let refusals = Refusals::register(&mut Registry::default(), "halley_admin_refused", "admin");
     let server = Server { timeouts, ..Server::new(router, max_connections, &refusals) };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, shutdown) = (listener.local_addr().unwrap(), CancellationToken::new());
