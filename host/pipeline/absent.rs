@@ -20,6 +20,7 @@ use crate::pipeline::delivery_task::DeliveryTask;
 use crate::pipeline::key_order::{Output, OutputReleaser};
 use crate::pipeline::metrics::TimedStage;
 use crate::pipeline::retry::{Cancelled, retry_until_cancelled, wait_while_held};
+use crate::router;
 use crate::stalls::StallStage;
 
 /// Absent recipients per call to a policy.
@@ -59,29 +60,30 @@ impl DeliveryTask {
     /// Decides what happens for the absent recipients and does it. Returns the reason of a dead
     /// letter if an inbox or the notify topic can never accept the message.
     pub(super) async fn handle_absent(&mut self) -> Result<Option<DeadLetterReason>, Cancelled> {
-        if self.trace.absent.is_empty() {
+        let (absent, decided_for) = self.recipients_to_decide();
+        if absent.is_empty() {
             // Its position is released by its settlement, which is next, or with its dead letter.
             return Ok(None);
         }
         let since = Instant::now();
         let Some(message) = self.trace.message.clone().map(Arc::new) else { return Ok(None) };
-        let absent = Arc::clone(&self.trace.absent);
-        let decided = self.decide(&message, &absent).await?;
+        let decided = self.decide(&message, &absent[..decided_for]).await?;
         let config = &self.pipeline.offline;
         let fate = |at: usize| {
+            if at >= decided_for {
+                return Disposition::Store { retention: None };
+            }
             let decided = decided.get(at).cloned().flatten();
             config.disposition_of(&absent[at], decided)
         };
         let is_stored = |at: &usize| matches!(fate(*at), Disposition::Store { .. });
         let stored = || (0..absent.len()).filter(is_stored).map(|at| &absent[at]);
         let mut failed = FailedRecipients::default();
-        let may_store = match config.refuses(&message, stored().map(|absent| &absent.user)) {
-            None => true,
-            why => {
-                failed.add(stored().map(|absent| absent.user.clone()), why);
-                false
-            }
-        };
+        let refused = config.refuses(&message, stored().map(|absent| &absent.user));
+        let may_store = refused.is_none();
+        if !may_store {
+            failed.add(stored().map(|absent| absent.user.clone()), refused);
+        }
         let is_written = |at: &usize| match fate(*at) {
             Disposition::Drop => false,
             Disposition::Store { .. } => may_store,
@@ -102,10 +104,12 @@ impl DeliveryTask {
                 self.notify(&message, &notify, &pending_outputs).await?;
             self.trace.counts.notified += notify.len() - refused.len();
             failed.add(refused, reason);
-            let entries =
-                || store.iter().map(|(at, retention)| inbox_entry(&absent[*at], &message, *retention));
-            let stored = self.store(store.len(), || entries().collect(), &pending_outputs).await?;
-            let StoreResult { refused, reason, returned } = stored;
+            let entry = |(at, retention): &(usize, _)| {
+                inbox_entry(&absent[*at], *at < decided_for, &message, *retention)
+            };
+            let entries = || store.iter().map(entry).collect();
+            let StoreResult { refused, reason, returned } =
+                self.store(store.len(), entries, &pending_outputs).await?;
             self.trace.counts.stored += store.len() - refused.len();
             failed.add(refused, reason);
             self.hand_over(&message, &returned).await?;
@@ -114,6 +118,20 @@ impl DeliveryTask {
         self.trace.counts.failed += failed.users.len();
         self.pipeline.metrics.stage(TimedStage::Offline, since);
         Ok(failed.into_reason(absent.len()))
+    }
+
+    /// The absent recipients, then the users who were reached if the message is stored for these as well,
+    /// and where the latter begin.
+    fn recipients_to_decide(&self) -> (Arc<[AbsentRecipient]>, usize) {
+        let (absent, decided_for) = (&self.trace.absent, self.trace.absent.len());
+        let offline = &self.pipeline.offline;
+        if !self.trace.message.as_ref().is_some_and(|message| offline.always_stores(message)) {
+            return (Arc::clone(absent), decided_for);
+        }
+        // The cause is not stored; it only says that their connection is not a new one.
+        let reached = self.trace.reached().filter(|recipient| recipient.user.is_some());
+        let reached = reached.map(|recipient| recipient.absent(AbsenceCause::NoConnection));
+        (router::distinct_absent(absent.iter().cloned().chain(reached), []).into(), decided_for)
     }
 
     /// Waits until earlier messages of the same key have queued all their entries and notifications,
@@ -226,15 +244,16 @@ impl DeliveryTask {
     }
 }
 
-/// What is stored for an absent user.
+/// What is stored for a user.
 fn inbox_entry(
     absent: &AbsentRecipient,
+    is_absent: bool,
     message: &Arc<Message>,
     retention: Option<std::time::Duration>,
 ) -> InboxEntry {
     // A user who was not online may return with the connection that the room still lists.
     let failed = absent.connection.clone().filter(|_| absent.cause != AbsenceCause::NotOnline);
-    let (user, cause) = (absent.user.clone(), absent.cause);
+    let (user, cause) = (absent.user.clone(), is_absent.then_some(absent.cause));
     InboxEntry { user, cause, failed, message: Arc::clone(message), retention }
 }
 

@@ -316,7 +316,9 @@ impl PartitionWorker {
                     }
                 },
             };
-            let absent_permit = self.absent_permit(&mut dispatcher, plan.absent.len()).await?;
+            let is_stored = self.pipeline.offline.always_stores(&message);
+            let entries = plan.absent.len() + if is_stored { plan.recipients } else { 0 };
+            let absent_permit = self.absent_permit(&mut dispatcher, entries).await?;
             let payload = dispatcher.payload(&message).await?;
             let (room, id) = (message.room().cloned(), message.id.clone());
             let (started, queued) = (self.started, dispatcher.now());
@@ -330,7 +332,7 @@ impl PartitionWorker {
         Ok(())
     }
 
-    /// Permits for a message's absent recipients.
+    /// Permits for the recipients that a message may be stored for.
     async fn absent_permit(
         &self,
         dispatcher: &mut Dispatcher<'_>,

@@ -216,7 +216,8 @@ impl Settler {
             return None;
         }
         let plan = &rest.plan;
-        if !exceptions.is_empty() || !plan.absent.is_empty() {
+        let is_stored = self.pipeline.offline.always_stores(&rest.message);
+        if !exceptions.is_empty() || !plan.absent.is_empty() || is_stored {
             self.go_the_long_way(rest, exceptions);
             return None;
         }
