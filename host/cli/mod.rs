@@ -6,6 +6,7 @@ mod compile_plugin;
 mod dead_letter;
 mod demo;
 mod explain;
+mod inbox;
 mod message_spec;
 mod offsets;
 mod output;
@@ -56,6 +57,8 @@ enum Command {
     Replay(replay::Args),
     /// Lists messages that could not be delivered, and redrives them once the cause is fixed.
     DeadLetter(dead_letter::Args),
+    /// Reads, replays, acknowledges and deletes what absent users have missed.
+    Inbox(inbox::Args),
     /// Moves the consumer group past records that cannot be read.
     Offsets(offsets::Args),
     /// Compiles one plugin for the gateway that starts this process.
@@ -74,6 +77,7 @@ impl Cli {
             Command::Plugin(args) => plugin::run(args),
             Command::Replay(args) => replay::run(args),
             Command::DeadLetter(args) => dead_letter::run(args),
+            Command::Inbox(args) => inbox::run(args),
             Command::Offsets(args) => offsets::run(args),
             Command::CompilePlugin(args) => compile_plugin::run(args),
         };
