@@ -13,10 +13,13 @@
 //! - It writes each connection into Redis and takes it out again: `room:connections:{room}`,
 //!   `connection:info:{connection}`, and `user:online:{user}`, which expires after 300 s and is
 //!   renewed while the user is connected.
+//! - It shows first what the user missed (`comet/inbox.rs`), if `--inbox` names the gateway's API.
 //! - Memory is bounded: a browser that does not keep up is disconnected.
 //!
 //! It knows nothing of Kafka and asks nobody who a user is: an example, not a product.
 
+#[path = "comet/inbox.rs"]
+mod inbox;
 #[path = "comet/stream.rs"]
 mod stream;
 
@@ -31,12 +34,14 @@ use axum::extract::{Query, State};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use clap::Parser;
+use halley::api::proto::inbox::Entry;
 use halley::comets::proto::chatroom::comet_server::{Comet, CometServer};
 use halley::comets::proto::chatroom::{
     BroadcastReply, BroadcastReq, BroadcastRoomReply, BroadcastRoomReq, Proto, PushMsgReply, PushMsgReq,
     RoomsReply, RoomsReq,
 };
 use halley::message::MESSAGE_ID;
+use inbox::Inboxes;
 use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
 use tokio::net::TcpListener;
@@ -74,6 +79,13 @@ struct Args {
     /// The Redis that the gateway reads its directory from.
     #[arg(long, default_value = "redis://127.0.0.1:6379", value_name = "URL")]
     redis: String,
+    /// The gateway's API (`[api] listen`), such as http://127.0.0.1:9094: users who return get what they
+    /// missed.
+    #[arg(long, value_name = "URL")]
+    inbox: Option<String>,
+    /// The token for the API.
+    #[arg(long, env = "HALLEY_API_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    inbox_token: Option<String>,
 }
 
 #[tokio::main]
@@ -89,9 +101,12 @@ async fn main() -> anyhow::Result<()> {
     let address = args.advertise.unwrap_or(grpc.local_addr()?.to_string());
     info!("comet {address}: gRPC on {}, open http://{} in a browser", grpc.local_addr()?, http.local_addr()?);
 
+    let inboxes = |url| Inboxes::new(url, args.inbox_token.as_deref());
+    let inboxes = args.inbox.map(inboxes).transpose().context("--inbox or --inbox-token is not valid")?;
     let comet = Arc::new(ExampleComet {
         address,
         redis,
+        inboxes,
         hub: Mutex::default(),
         draining: CancellationToken::new(),
         browsers: TaskTracker::new(),
@@ -172,6 +187,8 @@ struct ExampleComet {
     /// What the directory calls this comet.
     address: String,
     redis: Redis,
+    /// What users missed.
+    inboxes: Option<Inboxes>,
     hub: Mutex<Hub>,
     /// Cancelled when every browser has to go.
     draining: CancellationToken,
@@ -188,8 +205,15 @@ struct Hub {
 
 struct Browser {
     room: String,
-    queue: mpsc::Sender<Utf8Bytes>,
+    queue: mpsc::Sender<Event>,
     seen: Seen,
+}
+
+/// A message on its way to a browser.
+#[derive(Clone)]
+struct Event {
+    id: Option<Arc<str>>,
+    text: Utf8Bytes,
 }
 
 /// The message ids that a browser has had, the oldest forgotten first.
@@ -241,10 +265,10 @@ impl Hub {
     /// Puts a message into the queues of those it is for; browsers with a full queue are thrown
     /// out. Repeats are dropped per browser, because one message may come in several calls, each
     /// for other connections.
-    fn deliver(&mut self, to: &To<'_>, text: &Utf8Bytes, id: Option<&Arc<str>>) {
+    fn deliver(&mut self, to: &To<'_>, event: &Event) {
         let send = |connection: &str, browser: &mut Browser| {
-            let repeated = id.is_some_and(|id| !browser.seen.is_new(id));
-            let kept_up = repeated || browser.queue.try_send(text.clone()).is_ok();
+            let repeated = event.id.as_ref().is_some_and(|id| !browser.seen.is_new(id));
+            let kept_up = repeated || browser.queue.try_send(event.clone()).is_ok();
             if !kept_up {
                 warn!("connection {connection} does not keep up: disconnected");
             }
@@ -290,7 +314,7 @@ impl ExampleComet {
         let event = serde_json::json!({ "to": to_whom, "op": operation, "body": body, "id": id });
         let mut hub = self.hub.lock();
         let missing = hub.missing(to);
-        hub.deliver(to, &event.to_string().into(), id.as_ref());
+        hub.deliver(to, &Event { text: event.to_string().into(), id });
         missing
     }
 
@@ -328,6 +352,13 @@ impl ExampleComet {
 struct Visit {
     user: String,
     room: String,
+    /// Each device has its own position in the user's inbox.
+    #[serde(default = "any_device")]
+    device: String,
+}
+
+fn any_device() -> String {
+    "browser".to_owned()
 }
 
 async fn upgrade(
@@ -336,7 +367,7 @@ async fn upgrade(
     upgrade: WebSocketUpgrade,
 ) -> Response {
     let fits = |name: &str| (1..=128).contains(&name.len());
-    if !fits(&visit.user) || !fits(&visit.room) {
+    if !fits(&visit.user) || !fits(&visit.room) || !fits(&visit.device) {
         return (axum::http::StatusCode::BAD_REQUEST, "user and room take 1 to 128 bytes").into_response();
     }
     let serving = comet.browsers.token();
@@ -356,12 +387,21 @@ async fn serve_browser(comet: &ExampleComet, visit: &Visit, mut socket: WebSocke
     info!("{connection}: user {} enters room {}", visit.user, visit.room);
 
     let hello = serde_json::json!({ "connection": connection, "comet": comet.address });
+    let mut goes_on = send(&mut socket, Message::text(hello.to_string())).await
+        && renew(comet, visit, &connection, &mut socket).await;
+    // Live messages stay in the queue until what was missed has been shown.
+    let missed = match goes_on {
+        true => show_missed(comet, visit, &connection, &mut socket).await,
+        false => HashSet::new(),
+    };
     let mut renewal = tokio::time::interval(RENEWAL);
-    if send(&mut socket, Message::text(hello.to_string())).await {
+    renewal.reset();
+    if goes_on {
         loop {
-            let goes_on = tokio::select! {
+            goes_on = tokio::select! {
                 event = events.recv() => match event {
-                    Some(text) => send(&mut socket, Message::Text(text)).await,
+                    Some(Event { id: Some(id), .. }) if missed.contains(&id) => true,
+                    Some(event) => send(&mut socket, Message::Text(event.text)).await,
                     None => false, // thrown out by the hub
                 },
                 said = socket.recv() => matches!(said, Some(Ok(said)) if !matches!(said, Message::Close(_))),
@@ -379,6 +419,63 @@ async fn serve_browser(comet: &ExampleComet, visit: &Visit, mut socket: WebSocke
     }
     comet.hub.lock().browsers.remove(&connection);
     info!("{connection}: user {} leaves room {}", visit.user, visit.room);
+}
+
+/// Shows what the user missed. Returns the ids of it: live messages that are held meanwhile may repeat
+/// them.
+async fn show_missed(
+    comet: &ExampleComet,
+    visit: &Visit,
+    connection: &str,
+    socket: &mut WebSocket,
+) -> HashSet<Arc<str>> {
+    let mut shown = HashSet::new();
+    let Some(inboxes) = &comet.inboxes else { return shown };
+    match show_pages(inboxes, visit, connection, socket, &mut shown).await {
+        Ok(()) => info!("{connection}: user {} missed {} messages", visit.user, shown.len()),
+        // What was not shown comes with the next visit.
+        Err(status) => warn!("{connection}: the inbox of {} cannot be read: {status}", visit.user),
+    }
+    shown
+}
+
+/// Shows each page, and acknowledges it then.
+async fn show_pages(
+    inboxes: &Inboxes,
+    visit: &Visit,
+    connection: &str,
+    socket: &mut WebSocket,
+    shown: &mut HashSet<Arc<str>>,
+) -> Result<(), Status> {
+    let mut pages = inboxes.replay(&visit.user, &visit.device, connection).await?;
+    while let Some(page) = pages.message().await? {
+        if page.truncated {
+            warn!("{connection}: user {} missed more than is kept", visit.user);
+        }
+        if page.entries.is_empty() {
+            continue;
+        }
+        for entry in page.entries {
+            let id: Arc<str> = entry.id.as_str().into();
+            if shown.insert(id) && !send(socket, Message::text(missed(&entry).to_string())).await {
+                return Err(Status::cancelled("the browser has gone"));
+            }
+        }
+        inboxes.acknowledge(&visit.user, &visit.device, page.next).await?;
+    }
+    Ok(())
+}
+
+/// A missed message, as the page shows it.
+fn missed(entry: &Entry) -> serde_json::Value {
+    serde_json::json!({
+        "to": if entry.room.is_empty() { "you" } else { "room" },
+        "op": entry.operation,
+        "body": String::from_utf8_lossy(&entry.body),
+        "id": entry.id,
+        "missed": true,
+        "sent_ms": entry.sent_ms,
+    })
 }
 
 /// Registers the connection, for the first time or again, and pings the browser.

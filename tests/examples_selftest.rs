@@ -1,16 +1,15 @@
 //! The examples do what their documentation says.
 
-use std::path::PathBuf;
-
 use bytes::Bytes;
 use halley::comets::proto::chatroom;
 use halley::message::{Audience, encode};
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
+use crate::support::browser::{Browser, example};
 use crate::support::child_process::ChildProcess;
-use crate::support::gateway::{RunningGateway, gateway};
+use crate::support::gateway::{RunningGateway, gateway, quoted};
 use crate::support::kafka::kafka;
 use crate::support::redis::Redis;
 use crate::support::{PATIENCE, call, eventually, folder, free_port, http, peers, unique};
@@ -82,6 +81,46 @@ async fn the_example_comet_takes_messages_by_stream() {
     assert_eq!((event["body"].as_str(), event["to"].as_str()), (Some("hello"), Some("room")), "{event}");
     assert_eq!(delivery(&gateway).await, "stream");
     assert_eq!(redis.stream("halley:inbox:user_2").await.len(), 1, "nobody of the room was there");
+    comet.signal("TERM");
+    let ended = comet.wait(PATIENCE).await;
+    assert!(ended.is_some_and(|status| status.success()), "{ended:?}: {}", comet.log());
+}
+
+#[tokio::test]
+async fn the_example_comet_shows_what_was_missed_first() {
+    let redis = Redis::start().await;
+    let (grpc, web) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
+    let api = format!("127.0.0.1:{}", free_port());
+    let url = format!("http://{api}");
+    let args =
+        ["--listen", &grpc, "--http", &web, "--redis", redis.url(), "--inbox", &url].map(str::to_owned);
+    let mut comet = ChildProcess::start(&example("comet"), &args, folder("example")).expect("starts");
+    eventually("the page", PATIENCE, async || http::get(&web, "/").await.ok()).await;
+    redis.join("lobby", "old", "ann", &grpc).await;
+    redis.offline("ann").await;
+    let topic = kafka().topic("example-inbox", 1).await;
+    let settings = gateway(&topic).redis(&redis).set("api", "listen", quoted(&api));
+    let gateway = settings.set("routing.cache", "max_age", quoted("50ms")).start().await;
+    for number in 0..3 {
+        kafka().produce_room(&topic, "lobby", number.to_string()).await;
+    }
+    gateway.wait_until_settled(&topic).await;
+
+    let mut browser = Browser::enter(&web, "lobby", "ann").await;
+    browser.next().await;
+    for number in 0..3 {
+        let event = browser.next().await;
+        assert_eq!((&event["missed"], &event["body"]), (&json!(true), &json!(number.to_string())), "{event}");
+    }
+    let acknowledged = async || {
+        let position =
+            http::get(&api, "/v1/inbox/ann/position?device=browser").await.expect("an answer").json();
+        (position["acknowledged"] == position["last"]).then_some(())
+    };
+    eventually("the device's position to follow", PATIENCE, acknowledged).await;
+    kafka().produce_room(&topic, "lobby", "live").await;
+    let event = browser.next().await;
+    assert_eq!((&event["missed"], &event["body"]), (&Value::Null, &json!("live")), "{event}");
     comet.signal("TERM");
     let ended = comet.wait(PATIENCE).await;
     assert!(ended.is_some_and(|status| status.success()), "{ended:?}: {}", comet.log());
@@ -180,53 +219,4 @@ async fn produce(topic: &str, args: &[&str]) -> String {
     let ended = process.wait(PATIENCE).await;
     assert!(ended.is_some_and(|status| status.success()), "{ended:?}: {}", process.log());
     process.log()
-}
-
-/// `cargo test` builds the examples next to the binary.
-fn example(name: &str) -> String {
-    let binary = PathBuf::from(env!("CARGO_BIN_EXE_halley"));
-    let example = binary.with_file_name("examples").join(name);
-    assert!(example.exists(), "{} is not built: cargo build --examples", example.display());
-    example.display().to_string()
-}
-
-/// A minimal WebSocket client: small text frames from the server.
-struct Browser {
-    stream: BufReader<TcpStream>,
-}
-
-impl Browser {
-    async fn enter(address: &str, room: &str, user: &str) -> Self {
-        let mut stream = BufReader::new(TcpStream::connect(address).await.expect("connects"));
-        let request = format!(
-            "GET /ws?room={room}&user={user} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\n\
-             Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
-        );
-        stream.write_all(request.as_bytes()).await.expect("a request");
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(stream.read_u8().await.expect("an answer"));
-        }
-        assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
-        Self { stream }
-    }
-
-    /// The next text frame; pings are skipped.
-    async fn next(&mut self) -> Value {
-        let frame = async {
-            loop {
-                let kind = self.stream.read_u8().await.expect("a frame") & 0x0f;
-                let length = match self.stream.read_u8().await.expect("a length") {
-                    126 => usize::from(self.stream.read_u16().await.expect("a length")),
-                    short => usize::from(short),
-                };
-                let mut payload = vec![0; length];
-                self.stream.read_exact(&mut payload).await.expect("a payload");
-                if kind == 1 {
-                    return serde_json::from_slice(&payload).expect("JSON");
-                }
-            }
-        };
-        tokio::time::timeout(PATIENCE, frame).await.expect("a frame in time")
-    }
 }

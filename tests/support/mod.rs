@@ -6,6 +6,7 @@
 
 #![allow(dead_code, reason = "stories share these helpers; each uses a part of them")]
 
+pub mod browser;
 pub mod call;
 pub mod comet;
 mod comet_service;

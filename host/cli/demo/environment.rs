@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::consumer::StopOutcome;
 use crate::directory::MemoryDirectory;
 use crate::gateway::{Gateway, Handle, Storage};
-use crate::inbox::Inbox;
+use crate::inbox::{InboxReader, PageQuery};
 use crate::kafka::{MockBroker, Producer};
 use crate::message::{Audience, UserId, encode};
 
@@ -37,7 +37,8 @@ pub(super) const ROOMS: [&str; 3] = ["music", "games", "news"];
 pub(super) struct DemoEnvironment {
     pub(super) folder: DemoFolder,
     pub(super) comets: DemoComets,
-    pub(super) inbox: Arc<dyn Inbox>,
+    pub(super) inbox: Arc<dyn InboxReader>,
+    directory: MemoryDirectory,
     pub(super) gateway: Handle,
     pub(super) admin: std::net::SocketAddr,
     producer: Producer,
@@ -66,8 +67,8 @@ impl DemoEnvironment {
         let mut registry = Registry::default();
         let listener = Admin::bind(&config.admin, &mut registry).await?;
         let admin = listener.address();
-        let storage = Storage::memory(directory, &config, &mut registry);
-        let inbox = Arc::clone(&storage.inbox);
+        let storage = Storage::memory(directory.clone(), &config, &mut registry);
+        let inbox = Arc::clone(&storage.inbox_reader);
         let sources = config.sources(Some(folder.config()));
         let running = Gateway::start_with(&config, plugins, sources, storage, registry).await?;
         let gateway = running.handle();
@@ -75,7 +76,19 @@ impl DemoEnvironment {
         let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(listener.serve(gateway.clone(), shutdown.clone()));
         let producer = Producer::new(&config.kafka)?;
-        Ok(Self { folder, comets, inbox, gateway, admin, producer, broker, running, shutdown, tasks })
+        Ok(Self {
+            folder,
+            comets,
+            inbox,
+            directory,
+            gateway,
+            admin,
+            producer,
+            broker,
+            running,
+            shutdown,
+            tasks,
+        })
     }
 
     /// The address of the demo's Kafka, for other producers.
@@ -102,7 +115,16 @@ impl DemoEnvironment {
 
     /// How many messages are in a user's inbox.
     pub(super) async fn inbox_of(&self, user: &str) -> usize {
-        self.inbox.read(&UserId::from(user), 100).await.map_or(0, |kept| kept.len())
+        let page = self.inbox.page(&UserId::from(user), &PageQuery::default()).await;
+        page.map_or(0, |page| page.entries.len())
+    }
+
+    /// A user returns: the comet registers the connection, and then has the inbox replayed. Returns how
+    /// many messages were pushed.
+    pub(super) async fn come_back(&self, user: &str) -> anyhow::Result<usize> {
+        self.directory.online(user, &connection_of(user));
+        let query = PageQuery::default();
+        Ok(self.gateway.replay(&UserId::from(user), None, &query).await?.pushed)
     }
 
     /// Drains and stops. Returns whether everything was finished.

@@ -68,7 +68,14 @@ async fn the_absent(environment: &mut DemoEnvironment, screen: &Screen) -> anyho
         passed,
         "frank is away: the message waits in his inbox (a policy could notify him, or drop it)",
     );
-    Ok(passed)
+    screen.note("frank returns: his inbox is replayed over his new connection");
+    let pushed = environment.come_back("frank").await?;
+    let missed = environment.arrival(PATIENCE).await;
+    missed.iter().for_each(|arrival| screen.arrived(arrival));
+    let missed: Vec<_> = missed.into_iter().collect();
+    let returned = pushed == 1 && is(&missed, &[(2, "PushMsg", "kick-off at eight")]);
+    screen.verdict(returned, "he gets what he missed, with the same id, so that repeats can be dropped");
+    Ok(passed && returned)
 }
 
 async fn a_policy(environment: &mut DemoEnvironment, screen: &Screen) -> anyhow::Result<bool> {
