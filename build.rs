@@ -24,6 +24,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .build_client(false)
         .build_transport(false)
         .compile_fds(files)?;
+
+    // The API: the gateway serves it, tests and the example comet call it, and reflection describes it.
+    let inbox = protox::compile(["inbox.proto"], ["proto"])?;
+    let descriptors = protox::prost::Message::encode_to_vec(&inbox);
+    let folder = std::env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?;
+    std::fs::write(Path::new(&folder).join("inbox.bin"), descriptors)?;
+    tonic_prost_build::configure().bytes(".").build_transport(false).compile_fds(inbox)?;
     Ok(())
 }
 

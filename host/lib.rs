@@ -46,10 +46,13 @@
 //!   fetches, verifies and stores their files.
 //! - [`router`]: turns a resolved route into the calls of one message. Pure.
 //! - [`pipeline`]: takes messages through the modules above.
+//! - [`replay`]: pushes a user's inbox through the user's comet.
 //! - [`config`]: the whole configuration, composed of the modules' sections.
 //! - [`gateway`]: builds all parts from the configuration, owns their tasks, and defines the order of
 //!   start and stop.
-//! - [`admin`], [`cli`]: the HTTP API and console, and the commands. [`sandbox`]: the privileges that the
+//! - `http_server`: serves HTTP within limits, for both of the next.
+//! - [`admin`]: the HTTP API for operators, and the console. [`api`]: inboxes for comets and backends.
+//! - [`cli`]: the commands. [`sandbox`]: the privileges that the
 //!   process drops at its start.
 //!
 //! Every module may use [`telemetry`], [`panics`], [`stalls`] (the work that is being retried, and the
@@ -100,9 +103,14 @@ pub mod pipeline;
 
 pub mod config;
 
+pub mod replay;
+
 pub mod gateway;
 
+mod http_server;
+
 pub mod admin;
+pub mod api;
 mod backoff;
 mod blocking;
 pub mod cli;

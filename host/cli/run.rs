@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::admin::Admin;
+use crate::api::Api;
 use crate::blocking::run_blocking;
 use crate::cli::{ConfigArgs, EXIT_FAILURE, EXIT_SUCCESS, runtime, usage};
 use crate::config::{Config, ConfigError, ConfigErrors, ConfigReport};
@@ -116,13 +117,16 @@ fn raise_limit_on_files() {
 fn allowed(config: &Config) -> sandbox::SandboxRules {
     let mut writable: Vec<_> = config.policies.state_dir.iter().cloned().collect();
     writable.extend(config.admin.socket_folders());
-    sandbox::SandboxRules { writable, ports: config.admin.ports() }
+    let mut ports = config.admin.ports();
+    ports.extend(config.api.port());
+    sandbox::SandboxRules { writable, ports }
 }
 
 async fn serve(config: Config, sources: PolicySources) -> anyhow::Result<u8> {
     let mut signals = Signals::new()?;
     let mut registry = Registry::default();
     let admin = Admin::bind(&config.admin, &mut registry).await?;
+    let api = Api::bind(&config.api, &mut registry).await?;
     let reading = {
         let config = config.clone();
         // The plugin directory may be on a network file system.
@@ -142,7 +146,11 @@ async fn serve(config: Config, sources: PolicySources) -> anyhow::Result<u8> {
     };
 
     let shutdown = CancellationToken::new();
-    let mut serving = tokio::task::JoinSet::from_iter([admin.serve(gateway.handle(), shutdown.clone())]);
+    let mut serving = tokio::task::JoinSet::new();
+    serving.spawn(admin.serve(gateway.handle(), shutdown.clone()));
+    if let Some(api) = api {
+        serving.spawn(api.serve(gateway.handle(), shutdown.clone()));
+    }
     tokio::select! {
         () = signals.next() => {}
         () = gateway.until_fenced() => {}
@@ -160,7 +168,8 @@ async fn serve(config: Config, sources: PolicySources) -> anyhow::Result<u8> {
     };
     shutdown.cancel();
     // Requests that take longer are aborted.
-    drop(tokio::time::timeout(LAST_ANSWERS, serving.join_next()).await);
+    let served = async { while serving.join_next().await.is_some() {} };
+    drop(tokio::time::timeout(LAST_ANSWERS, served).await);
     Ok(if stopped == StopOutcome::Drained { EXIT_SUCCESS } else { EXIT_FAILURE })
 }
 

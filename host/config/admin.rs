@@ -85,7 +85,7 @@ impl Default for Config {
 }
 
 /// With fewer, a second client would get none.
-const FEWEST_CONNECTIONS: usize = 8;
+pub(super) const FEWEST_CONNECTIONS: usize = 8;
 /// The limit of `sockaddr_un` on a path.
 const LONGEST_SOCKET: usize = 107;
 

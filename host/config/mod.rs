@@ -4,6 +4,7 @@
 //! Loading collects every mistake with its location instead of stopping at the first.
 
 pub mod admin;
+pub mod api;
 mod environment;
 mod load;
 mod mistake;
@@ -41,6 +42,8 @@ pub struct Config {
     pub plugin: Vec<policy::PluginConfig>,
     /// The admin listener.
     pub admin: admin::Config,
+    /// The API for comets and backends.
+    pub api: api::Config,
     /// The log.
     pub log: telemetry::Config,
     /// Process-level settings.
@@ -97,6 +100,7 @@ impl Config {
         self.policies.resolve_paths(base);
         self.comets.discovery.resolve_paths(base);
         self.admin.resolve_paths(base);
+        self.api.resolve_paths(base);
     }
 
     /// Invalid values of the right type.
@@ -109,6 +113,7 @@ impl Config {
         problems.extend(self.offline.validate());
         problems.extend(self.policies.validate());
         problems.extend(self.admin.validate());
+        problems.extend(self.api.validate());
         problems.extend(self.log.validate());
         if self.routing.rooms == pipeline::RoomSource::EveryComet && !self.comets.names_comets() {
             problems.push(
@@ -133,6 +138,7 @@ impl Config {
     fn warnings(&self) -> Vec<String> {
         let mut warnings = self.kafka.warnings();
         warnings.extend(self.delivery.warnings());
+        warnings.extend(self.api.warnings());
         if self.comets.connect_timeout > self.delivery.request_timeout {
             warnings.push(format!(
                 "`comets.connect_timeout` ({:?}) has no effect beyond `delivery.request_timeout` ({:?}), the deadline of a call",

@@ -11,10 +11,12 @@ use tokio_util::task::TaskTracker;
 use crate::comets::Fleet;
 use crate::consumer;
 use crate::directory::CachedAge;
+use crate::inbox::{InboxReader, PageQuery};
 use crate::memory_guard;
-use crate::message::RoomId;
-use crate::pipeline::Pipeline;
+use crate::message::{ConnectionId, RoomId, UserId};
+use crate::pipeline::{Pipeline, Pusher};
 use crate::policy::{self, Policies};
+use crate::replay::{ReplayError, Replayed, Replayer};
 use crate::router::Route;
 use crate::stalls::Stall;
 
@@ -23,6 +25,7 @@ use crate::stalls::Stall;
 pub struct Handle {
     pub(super) registry: Arc<Registry>,
     pub(super) pipeline: Arc<Pipeline>,
+    pub(super) inbox: Arc<dyn InboxReader>,
     pub(super) kafka: consumer::Health,
     pub(super) memory: memory_guard::MemoryReport,
     pub(super) directory: watch::Receiver<Option<String>>,
@@ -86,6 +89,25 @@ impl Handle {
     /// The comets.
     pub fn fleet(&self) -> &Fleet {
         &self.pipeline.fleet
+    }
+
+    /// The inboxes of absent users.
+    pub fn inbox(&self) -> &dyn InboxReader {
+        &*self.inbox
+    }
+
+    /// Pushes a page of a user's inbox through the user's comet.
+    ///
+    /// # Errors
+    /// If the user is not connected, or the inbox cannot be read now.
+    pub async fn replay(
+        &self,
+        user: &UserId,
+        connection: Option<&ConnectionId>,
+        query: &PageQuery,
+    ) -> Result<Replayed, ReplayError> {
+        let pusher = Pusher { resolver: &self.pipeline.resolver, fleet: &self.pipeline.fleet };
+        Replayer { reader: self.inbox(), pusher }.replay(user, connection, query).await
     }
 
     /// Changes the policies in a task of the gateway. Once started, the change is completed even if the

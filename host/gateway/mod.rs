@@ -126,6 +126,7 @@ impl Gateway {
         let handle = Handle {
             registry: Arc::new(registry),
             pipeline,
+            inbox: Arc::clone(&storage.inbox_reader),
             kafka: consumer.health(),
             memory: consumer.memory(),
             directory,

@@ -1,5 +1,7 @@
 //! A user who returns while a message is stored gets it live as well.
 
+use halley::message::Audience;
+
 use crate::support::comet::{FakeComet, Serves, To};
 use crate::support::gateway::{gateway, quoted};
 use crate::support::kafka::kafka;
@@ -56,4 +58,27 @@ async fn who_returns_while_it_is_stored_gets_it_live() {
 #[tokio::test]
 async fn who_returns_gets_it_live_over_a_stream() {
     returning_user(Serves::Streams).await;
+}
+
+#[tokio::test]
+async fn chosen_operations_are_stored_for_those_online_too() {
+    let (redis, comet) = (Redis::start().await, FakeComet::start().await);
+    redis.join("lobby", "c1", "ann", comet.address()).await;
+    redis.join("lobby", "c2", "bob", comet.address()).await;
+    redis.join("lobby", "c3", "cid", comet.address()).await;
+    redis.offline("cid").await;
+    let topic = kafka().topic("always-store", 1).await;
+    let settings = gateway(&topic).redis(&redis).set("offline", "always_store", "[7]");
+    let gateway = settings.start().await;
+    let lobby = Audience::Room("lobby".into());
+    kafka().produce(&topic, lobby.clone(), 4, "chat").await;
+    kafka().produce(&topic, lobby, 7, "a call").await;
+    gateway.wait_until_settled(&topic).await;
+    let to_lobby = To::Room("lobby".into());
+    let live = [(to_lobby.clone(), 4, "chat".to_owned()), (to_lobby, 7, "a call".to_owned())];
+    assert_eq!(comet.deliveries(), live, "each once, and nothing is handed over to who is online anyway");
+    for (user, count) in [("ann", 1), ("bob", 1), ("cid", 2)] {
+        assert_eq!(stored_ids(&redis, user).await.len(), count, "{user}");
+    }
+    assert_eq!(gateway.metric("halley_offline_returned_total").await, Some(0.0));
 }

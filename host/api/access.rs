@@ -1,0 +1,193 @@
+//! Access control: which requests reach the API, and what their token grants.
+//!
+//! Each request needs a token, except on loopback where none is configured. Requests for other hosts
+//! (DNS rebinding) and from browsers are refused in any case. What a token grants is checked by the
+//! operations, which know the user: [`Caller`].
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use axum::{Extension, Router};
+use parking_lot::Mutex;
+use tonic::Status;
+
+use crate::api::error::ApiError;
+use crate::api::tokens::{Grant, TokenFile};
+use crate::config::admin::host_of;
+use crate::config::api::Config;
+use crate::http_server::auth_rate_limit::AuthRateLimiter;
+use crate::http_server::host::AllowedHosts;
+use crate::http_server::peer::Peer;
+use crate::http_server::refusals::{RefusalReason, Refusals, shown};
+use crate::http_server::response::{discard, error_response, retry_later_response};
+use crate::http_server::token::bearer;
+use crate::message::UserId;
+
+/// Who sent a request, and what its token grants. An extension of every request.
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    pub(super) grant: Grant,
+}
+
+impl Caller {
+    /// Checks that the caller may read this user's inbox.
+    pub(super) fn may_read(&self, user: &UserId) -> Result<(), ApiError> {
+        if self.grant.covers(user.as_str()) {
+            return Ok(());
+        }
+        let name = &self.grant.name;
+        Err(ApiError::Forbidden(format!("token `{name}` is limited to other users; see `[api] token_file`")))
+    }
+
+    /// Checks that the caller may change this user's inbox.
+    pub(super) fn may_write(&self, user: &UserId) -> Result<(), ApiError> {
+        self.may_read(user)?;
+        if !self.grant.read_only {
+            return Ok(());
+        }
+        let name = &self.grant.name;
+        Err(ApiError::Forbidden(format!("token `{name}` is read-only; see `[api] token_file`")))
+    }
+}
+
+/// Decides about requests. Clones share state.
+#[derive(Clone)]
+pub(super) struct AccessControl(Arc<AccessInner>);
+
+struct AccessInner {
+    loopback: bool,
+    hosts: AllowedHosts,
+    tokens: TokenFile,
+    auth_rate_limit: Mutex<AuthRateLimiter>,
+    refusals: Refusals,
+}
+
+/// Why a request is denied.
+struct Denied {
+    reason: RefusalReason,
+    status: StatusCode,
+    why: String,
+    retry_after: Option<Duration>,
+}
+
+impl AccessControl {
+    pub(super) fn new(
+        config: &Config,
+        listens_on: SocketAddr,
+        tokens: TokenFile,
+        refusals: Refusals,
+    ) -> Self {
+        let own = config.listen.as_deref().and_then(host_of);
+        let names = config.allowed_hosts.iter().map(String::as_str).chain(own);
+        Self(Arc::new(AccessInner {
+            loopback: listens_on.ip().is_loopback(),
+            hosts: AllowedHosts::new("[api] allowed_hosts", names),
+            tokens,
+            auth_rate_limit: Mutex::new(AuthRateLimiter::new(Instant::now())),
+            refusals,
+        }))
+    }
+
+    /// The routes behind access control.
+    pub(super) fn protect(&self, routes: Router) -> Router {
+        routes.layer(middleware::from_fn_with_state(self.clone(), authorize))
+    }
+
+    async fn check(&self, peer: Peer, uri: &Uri, headers: &HeaderMap) -> Result<Grant, Denied> {
+        if headers.contains_key(header::ORIGIN) {
+            let why = "requests from browsers are refused; let your backend ask";
+            return Err(denied(RefusalReason::Origin, StatusCode::FORBIDDEN, why));
+        }
+        self.0.hosts.check(uri, headers).map_err(|wrong| {
+            denied(RefusalReason::Host, StatusCode::MISDIRECTED_REQUEST, wrong.to_string())
+        })?;
+        let Some(tokens) = self.0.tokens.current().await else {
+            // The configuration requires tokens elsewhere.
+            return if self.0.loopback {
+                Ok(Grant::everything())
+            } else {
+                let why = "no token is configured; set `[api] token_file`";
+                Err(denied(RefusalReason::Forbidden, StatusCode::FORBIDDEN, why))
+            };
+        };
+        let unauthorized = |reason, why: &str| denied(reason, StatusCode::UNAUTHORIZED, why);
+        let given = bearer(headers).ok_or_else(|| {
+            unauthorized(RefusalReason::NoToken, "a token is required: `authorization: Bearer ...`")
+        })?;
+        let attempt = self.0.auth_rate_limit.lock().take(peer.key(), Instant::now());
+        attempt.map_err(|wait| Denied {
+            retry_after: Some(wait),
+            ..denied(
+                RefusalReason::RateLimited,
+                StatusCode::TOO_MANY_REQUESTS,
+                "too many failed token attempts; retry later",
+            )
+        })?;
+        let grant = tokens.grant(given);
+        let grant = grant.ok_or_else(|| {
+            unauthorized(RefusalReason::WrongToken, "token does not match any in `[api] token_file`")
+        })?;
+        self.0.auth_rate_limit.lock().refund(peer.key());
+        Ok(grant)
+    }
+}
+
+async fn authorize(
+    State(access): State<AccessControl>,
+    Extension(peer): Extension<Peer>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    match access.check(peer, request.uri(), request.headers()).await {
+        Ok(grant) => {
+            request.extensions_mut().insert(Caller { grant });
+            next.run(request).await
+        }
+        Err(denied) => {
+            let path = shown(request.uri().path()).into_owned();
+            let what = || format!("{} {path} denied: {}", request.method(), denied.why);
+            access.0.refusals.count(denied.reason, Some(peer), what);
+            let is_grpc = is_grpc(&request);
+            if !is_grpc {
+                discard(request.into_body()).await;
+            }
+            denied.into_response(is_grpc)
+        }
+    }
+}
+
+fn is_grpc(request: &Request) -> bool {
+    let kind = request.headers().get(header::CONTENT_TYPE);
+    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+impl Denied {
+    /// As HTTP or, for gRPC, as a status.
+    fn into_response(self, is_grpc: bool) -> Response {
+        if is_grpc {
+            let status = match self.status {
+                StatusCode::UNAUTHORIZED => Status::unauthenticated(self.why),
+                StatusCode::TOO_MANY_REQUESTS => Status::resource_exhausted(self.why),
+                _ => Status::permission_denied(self.why),
+            };
+            return status.into_http();
+        }
+        let mut response = match self.retry_after {
+            Some(wait) => retry_later_response(self.status, &self.why, wait),
+            None => error_response(self.status, &self.why),
+        };
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+fn denied(reason: RefusalReason, status: StatusCode, why: impl Into<String>) -> Denied {
+    Denied { reason, status, why: why.into(), retry_after: None }
+}

@@ -1,0 +1,160 @@
+//! The gRPC form: `halley.inbox.v1.Inbox`, and reflection.
+
+use axum::Router;
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
+use tonic::{Request, Response, Status};
+
+use crate::api::access::Caller;
+use crate::api::error::ApiError;
+use crate::api::proto::DESCRIPTORS;
+use crate::api::proto::inbox::inbox_server::{Inbox, InboxServer};
+use crate::api::proto::inbox::{
+    AcknowledgeRequest, Entry, Owner, Page as PageReply, PositionReply, PositionRequest, ReadRequest,
+    ReplayRequest, owner,
+};
+use crate::api::service::InboxService;
+use crate::api::view::cursor_text;
+use crate::inbox::{Cursor, DeviceId, Page, PageEntry, PageQuery, Standing};
+use crate::message::UserId;
+
+/// Maximum size of a request, in bytes.
+const MAX_REQUEST: usize = 64 * 1024;
+
+/// The gRPC services.
+pub(super) fn router(service: InboxService) -> Router {
+    let inbox = InboxServer::new(GrpcInbox(service)).max_decoding_message_size(MAX_REQUEST);
+    let mut router = Router::new().route_service("/halley.inbox.v1.Inbox/{method}", inbox);
+    let reflection =
+        || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
+    // The descriptors come from the build: they are valid.
+    if let Ok(reflection) = reflection().build_v1() {
+        router = router.route_service("/grpc.reflection.v1.ServerReflection/{method}", reflection);
+    }
+    if let Ok(reflection) = reflection().build_v1alpha() {
+        router = router.route_service("/grpc.reflection.v1alpha.ServerReflection/{method}", reflection);
+    }
+    router
+}
+
+/// The service, with gRPC's types.
+struct GrpcInbox(InboxService);
+
+/// The caller, whom access control has noted.
+fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
+    let caller = request.extensions().get::<Caller>().cloned();
+    caller.ok_or_else(|| Status::internal("the request passed no access control"))
+}
+
+#[tonic::async_trait]
+impl Inbox for GrpcInbox {
+    async fn position(&self, request: Request<PositionRequest>) -> Result<Response<PositionReply>, Status> {
+        let caller = caller(&request)?;
+        let PositionRequest { owner, device } = request.into_inner();
+        let user = user_of(owner)?;
+        let device = optional_device(&device)?;
+        let standing = self.0.position(&caller, &user, device.as_ref()).await?;
+        Ok(Response::new(position_reply(&standing, &user)))
+    }
+
+    async fn read(&self, request: Request<ReadRequest>) -> Result<Response<PageReply>, Status> {
+        let caller = caller(&request)?;
+        let ReadRequest { owner, after, before, limit, backwards } = request.into_inner();
+        let user = user_of(owner)?;
+        let query = PageQuery {
+            after: cursor("after", &after, &user)?,
+            before: cursor("before", &before, &user)?,
+            limit: limit as usize,
+            backwards,
+        };
+        let page = self.0.page(&caller, &user, query).await?;
+        Ok(Response::new(page_reply(page, &user)))
+    }
+
+    type ReplayStream = BoxStream<'static, Result<PageReply, Status>>;
+
+    async fn replay(&self, request: Request<ReplayRequest>) -> Result<Response<Self::ReplayStream>, Status> {
+        let caller = caller(&request)?;
+        let ReplayRequest { owner, device, connection, after, follow, page } = request.into_inner();
+        let user = user_of(owner)?;
+        let device = optional_device(&device)?;
+        // Empty is the oldest; absent is what the device has acknowledged.
+        let (start, device) = match after {
+            None => (None, device),
+            Some(after) => (cursor("after", &after, &user)?, None),
+        };
+        let query = PageQuery { after: start, limit: page as usize, ..PageQuery::default() };
+        tracing::debug!(%user, connection, follow, "an inbox is replayed");
+        let pages = self.0.replay(&caller, user.clone(), device, query, follow).await?;
+        let replies = pages.map(move |page| match page {
+            Ok(page) => Ok(page_reply(page, &user)),
+            Err(error) => Err(error.into()),
+        });
+        Ok(Response::new(replies.boxed()))
+    }
+
+    async fn acknowledge(
+        &self,
+        request: Request<AcknowledgeRequest>,
+    ) -> Result<Response<PositionReply>, Status> {
+        let caller = caller(&request)?;
+        let AcknowledgeRequest { owner, device, cursor } = request.into_inner();
+        let user = user_of(owner)?;
+        let device = DeviceId::new(&device).map_err(|why| ApiError::invalid("device", why))?;
+        let cursor = Cursor::decode(&cursor, &user).map_err(|why| ApiError::invalid("cursor", why))?;
+        let standing = self.0.acknowledge(&caller, &user, &device, cursor).await?;
+        Ok(Response::new(position_reply(&standing, &user)))
+    }
+}
+
+fn user_of(owner: Option<Owner>) -> Result<UserId, ApiError> {
+    match owner.and_then(|owner| owner.owner) {
+        Some(owner::Owner::User(user)) if !user.is_empty() => Ok(user.into()),
+        Some(owner::Owner::Room(_)) => Err(ApiError::Unsupported("this gateway keeps no history of rooms")),
+        Some(owner::Owner::User(_)) | None => Err(ApiError::invalid("owner", "a user is required")),
+    }
+}
+
+fn optional_device(text: &str) -> Result<Option<DeviceId>, ApiError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    DeviceId::new(text).map(Some).map_err(|why| ApiError::invalid("device", why))
+}
+
+fn cursor(field: &'static str, text: &str, user: &UserId) -> Result<Option<Cursor>, ApiError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    Cursor::decode(text, user).map(Some).map_err(|why| ApiError::invalid(field, why))
+}
+
+fn position_reply(standing: &Standing, user: &UserId) -> PositionReply {
+    PositionReply {
+        first: cursor_text(standing.first, user),
+        last: cursor_text(standing.last, user),
+        acknowledged: cursor_text(standing.acknowledged, user),
+        kept: standing.kept,
+    }
+}
+
+fn page_reply(page: Page, user: &UserId) -> PageReply {
+    let Page { entries, next, more, truncated } = page;
+    let entry = |entry: PageEntry| {
+        let stored_ms = entry.stored_ms();
+        let message = entry.message;
+        Entry {
+            cursor: Cursor::At(entry.position).encode(user),
+            id: message.id.to_string(),
+            operation: message.operation,
+            room: message.room.map(|room| room.to_string()).unwrap_or_default(),
+            body: message.body,
+            sent_ms: message.sent_ms,
+            stored_ms,
+            expires_ms: message.expires_ms,
+            cause: message.cause.map_or("", |cause| cause.as_str()).to_owned(),
+        }
+    };
+    let entries = entries.into_iter().map(entry).collect();
+    PageReply { entries, next: cursor_text(next, user), more, truncated }
+}

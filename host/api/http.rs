@@ -1,0 +1,212 @@
+//! The HTTP form: `/v1/inbox/{user}`, as `proto/inbox.openapi.json` describes it.
+
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse as _, Json, Response};
+use axum::routing::{MethodRouter, delete, get, post};
+use axum::{Extension, Router};
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::api::access::Caller;
+use crate::api::error::ApiError;
+use crate::api::service::{InboxService, PushRequest};
+use crate::api::view::{PageView, PositionView, ReplayedView};
+use crate::http_server::response::error_response;
+use crate::inbox::{Cursor, DeviceId, PageQuery};
+use crate::message::{ConnectionId, UserId};
+
+/// The description of this API.
+const OPENAPI: &str = include_str!("../../proto/inbox.openapi.json");
+/// Maximum size of a request body, in bytes.
+const MAX_BODY: usize = 64 * 1024;
+/// Maximum length of a user's id, in bytes.
+const LONGEST_USER: usize = 1024;
+
+/// The routes, each with its method.
+fn routes() -> [(&'static str, &'static str, MethodRouter<InboxService>); 6] {
+    [
+        ("get", "/v1/inbox/{user}", get(read)),
+        ("delete", "/v1/inbox/{user}", delete(erase)),
+        ("get", "/v1/inbox/{user}/position", get(position)),
+        ("post", "/v1/inbox/{user}/ack", post(acknowledge)),
+        ("post", "/v1/inbox/{user}/replay", post(replay)),
+        ("get", "/v1/openapi.json", get(openapi)),
+    ]
+}
+
+/// The HTTP routes.
+pub(super) fn router(service: InboxService) -> Router {
+    let add = |router: Router<InboxService>, (_, path, route)| router.route(path, route);
+    let router = routes().into_iter().fold(Router::new(), add);
+    let unknown = || async { error_response(StatusCode::NOT_FOUND, "unknown path; see /v1/openapi.json") };
+    router.fallback(unknown).layer(DefaultBodyLimit::max(MAX_BODY)).with_state(service)
+}
+
+async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReadParameters {
+    #[serde(default)]
+    after: String,
+    #[serde(default)]
+    before: String,
+    #[serde(default)]
+    limit: u32,
+    #[serde(default)]
+    backwards: bool,
+}
+
+async fn read(
+    State(service): State<InboxService>,
+    Extension(caller): Extension<Caller>,
+    Path(user): Path<String>,
+    parameters: Result<Query<ReadParameters>, QueryRejection>,
+) -> Result<Response, Response> {
+    let user = user_id(&user)?;
+    let Query(parameters) = parameters.map_err(|why| bad_request(&why.body_text()))?;
+    let query = PageQuery {
+        after: cursor("after", &parameters.after, &user)?,
+        before: cursor("before", &parameters.before, &user)?,
+        limit: parameters.limit as usize,
+        backwards: parameters.backwards,
+    };
+    let page = service.page(&caller, &user, query).await?;
+    Ok(Json(PageView::new(&page, &user)).into_response())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PositionParameters {
+    device: Option<String>,
+}
+
+async fn position(
+    State(service): State<InboxService>,
+    Extension(caller): Extension<Caller>,
+    Path(user): Path<String>,
+    parameters: Result<Query<PositionParameters>, QueryRejection>,
+) -> Result<Response, Response> {
+    let user = user_id(&user)?;
+    let Query(parameters) = parameters.map_err(|why| bad_request(&why.body_text()))?;
+    let device = parameters.device.as_deref().map(device_id).transpose()?;
+    let standing = service.position(&caller, &user, device.as_ref()).await?;
+    Ok(Json(PositionView::new(&standing, &user)).into_response())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Acknowledgement {
+    device: String,
+    cursor: String,
+}
+
+async fn acknowledge(
+    State(service): State<InboxService>,
+    Extension(caller): Extension<Caller>,
+    Path(user): Path<String>,
+    body: Result<Json<Acknowledgement>, JsonRejection>,
+) -> Result<Response, Response> {
+    let user = user_id(&user)?;
+    let Json(body) = body.map_err(|why| bad_body(&why))?;
+    let device = device_id(&body.device)?;
+    let cursor = Cursor::decode(&body.cursor, &user).map_err(|why| ApiError::invalid("cursor", why))?;
+    let standing = service.acknowledge(&caller, &user, &device, cursor).await?;
+    Ok(Json(PositionView::new(&standing, &user)).into_response())
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ReplayParameters {
+    connection: Option<String>,
+    device: Option<String>,
+    after: String,
+    limit: u32,
+    acknowledge: bool,
+}
+
+async fn replay(
+    State(service): State<InboxService>,
+    Extension(caller): Extension<Caller>,
+    Path(user): Path<String>,
+    body: Result<Json<ReplayParameters>, JsonRejection>,
+) -> Result<Response, Response> {
+    let user = user_id(&user)?;
+    let Json(body) = body.map_err(|why| bad_body(&why))?;
+    let device = body.device.as_deref().map(device_id).transpose()?;
+    if body.acknowledge && device.is_none() {
+        return Err(ApiError::invalid("device", "`acknowledge` needs one").into());
+    }
+    let request = PushRequest {
+        connection: body.connection.map(ConnectionId::from),
+        device,
+        after: cursor("after", &body.after, &user)?,
+        limit: body.limit as usize,
+        acknowledge: body.acknowledge,
+    };
+    let replayed = service.push(&caller, &user, request).await?;
+    Ok(Json(ReplayedView::new(&replayed, &user)).into_response())
+}
+
+async fn erase(
+    State(service): State<InboxService>,
+    Extension(caller): Extension<Caller>,
+    Path(user): Path<String>,
+) -> Result<Response, Response> {
+    let user = user_id(&user)?;
+    let deleted = service.delete(&caller, &user).await?;
+    Ok(Json(json!({ "deleted": deleted })).into_response())
+}
+
+fn user_id(text: &str) -> Result<UserId, ApiError> {
+    if text.is_empty() || text.len() > LONGEST_USER {
+        return Err(ApiError::invalid("user", format!("a user's id has 1 to {LONGEST_USER} bytes")));
+    }
+    Ok(text.into())
+}
+
+/// A cursor; `None` if the text is empty.
+fn cursor(field: &'static str, text: &str, user: &UserId) -> Result<Option<Cursor>, ApiError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    Cursor::decode(text, user).map(Some).map_err(|why| ApiError::invalid(field, why))
+}
+
+fn device_id(text: &str) -> Result<DeviceId, ApiError> {
+    DeviceId::new(text).map_err(|why| ApiError::invalid("device", why))
+}
+
+fn bad_request(why: &str) -> Response {
+    error_response(StatusCode::BAD_REQUEST, why)
+}
+
+fn bad_body(why: &JsonRejection) -> Response {
+    error_response(why.status(), &why.body_text())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_description_has_exactly_these_routes() {
+        let description: serde_json::Value = serde_json::from_str(OPENAPI).expect("valid JSON");
+        let paths = description["paths"].as_object().expect("an object");
+        let described: BTreeSet<(String, String)> = paths
+            .iter()
+            .flat_map(|(path, methods)| {
+                let methods = methods.as_object().expect("an object").keys();
+                methods.filter(|method| *method != "parameters").map(|method| (method.clone(), path.clone()))
+            })
+            .collect();
+        let served = routes().into_iter().map(|(method, path, _)| (method.to_owned(), path.to_owned()));
+        assert_eq!(described, served.collect());
+    }
+}

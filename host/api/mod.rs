@@ -1,0 +1,93 @@
+//! The API for comets and backends: inboxes, over gRPC and over HTTP with JSON, on one listener.
+//!
+//! # Layout
+//!
+//! - `service`: the operations, whatever the form of the request. `error`: why one fails.
+//! - `grpc`: `halley.inbox.v1.Inbox` (`proto/inbox.proto`) and reflection. `http`: `/v1/inbox` and the OpenAPI
+//!   description; `view`: their JSON.
+//! - `tokens`, `access`: who may do what. A token may be limited to reading, and to users by prefix.
+//!
+//! Everything that a client can make the gateway keep is bounded: connections and streams
+//! ([`http_server`](crate::http_server)), pages that are read at a time, and replays that are followed. Pages
+//! of a stream are read when the client takes them.
+//!
+//! It does not know where inboxes are stored, or how messages reach comets.
+
+mod access;
+mod error;
+mod grpc;
+mod http;
+pub mod proto;
+mod service;
+mod tokens;
+pub(crate) mod view;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::config::api::Config;
+use crate::gateway::Handle;
+use crate::http_server::listener;
+use crate::http_server::refusals::Refusals;
+use crate::http_server::serve::Server;
+use crate::http_server::tls::{Certificate, TlsListener};
+use access::AccessControl;
+use service::{InboxService, Metrics};
+use tokens::TokenFile;
+
+/// The bound listener.
+pub struct Api {
+    config: Config,
+    listener: TcpListener,
+    certificate: Option<Arc<Certificate>>,
+    tokens: TokenFile,
+    address: SocketAddr,
+    refusals: Refusals,
+    metrics: Metrics,
+}
+
+impl Api {
+    /// Binds the listener, reads certificate and tokens, and registers the metrics. `None` if no API is
+    /// configured.
+    ///
+    /// # Errors
+    /// If the address is invalid or in use, or a file cannot be used.
+    pub async fn bind(config: &Config, registry: &mut Registry) -> anyhow::Result<Option<Self>> {
+        let Some(listen) = &config.listen else { return Ok(None) };
+        let certificate = match (&config.tls_certificate, &config.tls_key) {
+            (Some(certificate), Some(key)) => Some(Certificate::load(certificate, key).await?),
+            _ => None,
+        };
+        let tokens = TokenFile::load(config.token_file.clone()).await?;
+        let listener = listener::bind("[api] listen", listen).await?;
+        let address = listener.local_addr()?;
+        info!(%address, tls = certificate.is_some(), "api is listening");
+        Ok(Some(Self {
+            config: config.clone(),
+            listener,
+            certificate,
+            tokens,
+            address,
+            refusals: Refusals::register(registry, "halley_api_refused", "api"),
+            metrics: Metrics::register(registry),
+        }))
+    }
+
+    /// Serves requests until the shutdown.
+    pub async fn serve(self, gateway: Handle, shutdown: CancellationToken) {
+        let Self { config, listener, certificate, tokens, address, refusals, metrics } = self;
+        let access = AccessControl::new(&config, address, tokens, refusals.clone());
+        let service = InboxService::new(gateway, metrics, shutdown.clone());
+        let routes = grpc::router(service.clone()).merge(http::router(service));
+        let server = Server::new(access.protect(routes), config.max_connections, &refusals).with_http2();
+        match certificate {
+            Some(certificate) => server.serve(TlsListener::new(listener, certificate), shutdown).await,
+            None => server.serve(listener, shutdown).await,
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! The tokens of the API: a TOML file, read again when it changes.
+//!
+//! ```toml
+//! [[token]]
+//! name = "comets"
+//! token = "at least 16 characters"
+//!
+//! [[token]]
+//! name = "support-eu"
+//! token = "another one, at least 16 characters"
+//! read_only = true
+//! users = ["eu-"]          # only users whose id begins like this
+//! ```
+//!
+//! See [`Reloaded`] for what a mistake in a changed file does.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::http_server::reloaded::{ReloadError, Reloaded, SourceFile};
+use crate::http_server::token::TokenDigest;
+
+/// A shorter token is too easy to guess.
+const SHORTEST: usize = 16;
+
+/// What a client may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Grant {
+    /// The token's name, for the log.
+    pub(super) name: Arc<str>,
+    pub(super) read_only: bool,
+    /// Prefixes of the users; empty: all.
+    pub(super) users: Arc<[String]>,
+}
+
+/// A token and what it grants.
+#[derive(Clone, Debug)]
+struct Token {
+    digest: TokenDigest,
+    grant: Grant,
+}
+
+/// The tokens at one time.
+#[derive(Clone, Debug, Default)]
+pub(super) struct TokenTable(Arc<[Token]>);
+
+/// What is wrong with the file.
+#[derive(Debug, thiserror::Error)]
+enum InvalidTokens {
+    #[error("{0}")]
+    Syntax(#[from] toml::de::Error),
+    #[error("it has no [[token]]")]
+    Empty,
+    #[error("token `{0}` has fewer than {SHORTEST} characters")]
+    Short(String),
+    #[error("token `{0}` has an empty prefix in `users`; leave `users` out for all")]
+    EmptyPrefix(String),
+}
+
+/// The file; `None` if no tokens are configured.
+pub(super) struct TokenFile(Option<Reloaded<TokenTable>>);
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileContent {
+    token: Vec<TokenEntry>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TokenEntry {
+    name: String,
+    token: String,
+    #[serde(default)]
+    read_only: bool,
+    #[serde(default)]
+    users: Vec<String>,
+}
+
+impl Grant {
+    /// Everything, for a listener without tokens.
+    pub(super) fn everything() -> Self {
+        Self { name: "local".into(), read_only: false, users: Arc::default() }
+    }
+
+    /// Whether it covers this user.
+    pub(super) fn covers(&self, user: &str) -> bool {
+        self.users.is_empty() || self.users.iter().any(|prefix| user.starts_with(prefix.as_str()))
+    }
+}
+
+impl TokenTable {
+    /// What this token grants. Takes the same time whichever token matches.
+    pub(super) fn grant(&self, given: &[u8]) -> Option<Grant> {
+        let mut found = None;
+        for token in self.0.iter() {
+            if token.digest.matches(given) {
+                found = Some(token.grant.clone());
+            }
+        }
+        found
+    }
+
+    fn parse(text: &str) -> Result<Self, InvalidTokens> {
+        let content: FileContent = toml::from_str(text)?;
+        if content.token.is_empty() {
+            return Err(InvalidTokens::Empty);
+        }
+        let token = |entry: TokenEntry| {
+            let TokenEntry { name, token, read_only, users } = entry;
+            if token.trim().len() < SHORTEST {
+                return Err(InvalidTokens::Short(name));
+            }
+            if users.iter().any(String::is_empty) {
+                return Err(InvalidTokens::EmptyPrefix(name));
+            }
+            let grant = Grant { name: name.into(), read_only, users: users.into() };
+            Ok(Token { digest: TokenDigest::new(token.trim()), grant })
+        };
+        let tokens: Result<Vec<Token>, _> = content.token.into_iter().map(token).collect();
+        Ok(Self(tokens?.into()))
+    }
+}
+
+impl TokenFile {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// If it cannot be used.
+    pub(super) async fn load(file: Option<PathBuf>) -> Result<Self, ReloadError> {
+        let Some(path) = file else { return Ok(Self(None)) };
+        let parse = |contents: &[String]| Ok(TokenTable::parse(&contents.concat())?);
+        let files = vec![SourceFile { path, is_secret: true }];
+        Ok(Self(Some(Reloaded::load("[api] token_file", files, parse).await?)))
+    }
+
+    /// The current tokens; `None` if no file is configured.
+    pub(super) async fn current(&self) -> Option<TokenTable> {
+        match &self.0 {
+            Some(file) => Some(file.current().await),
+            None => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_have_names_and_limits() {
+        let text = r#"
+            [[token]]
+            name = "comets"
+            token = "0123456789abcdef"
+            [[token]]
+            name = "support"
+            token = "fedcba9876543210"
+            read_only = true
+            users = ["eu-", "uk-"]
+        "#;
+        let table = TokenTable::parse(text).expect("valid");
+        let comets = table.grant(b"0123456789abcdef").expect("known");
+        assert!(!comets.read_only && comets.covers("anyone"));
+        let support = table.grant(b"fedcba9876543210").expect("known");
+        assert!(support.read_only && support.covers("uk-7") && !support.covers("us-7"));
+        assert_eq!(table.grant(b"0123456789abcde"), None);
+    }
+
+    #[test]
+    fn mistakes_in_the_file_are_refused() {
+        for (text, why) in [
+            ("", "missing field `token`"),
+            ("token = []", "no [[token]]"),
+            ("[[token]]\nname = \"a\"\ntoken = \"short\"", "fewer than 16"),
+            ("[[token]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\nuser = [\"a\"]", "unknown field `user`"),
+            ("[[token]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\nusers = [\"\"]", "empty prefix"),
+        ] {
+            let error = TokenTable::parse(text).expect_err(text).to_string();
+            assert!(error.contains(why), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! The JSON of the HTTP form. Times are milliseconds since 1970; bodies are base64, as in protobuf's JSON.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Serialize;
+
+use crate::inbox::{Cursor, Page, PageEntry, Standing};
+use crate::message::{ConnectionId, RoomId, UserId};
+use crate::replay::Replayed;
+
+#[derive(Serialize)]
+pub(crate) struct PageView<'a> {
+    entries: Vec<EntryView<'a>>,
+    /// Empty: the inbox is empty and the request named no place.
+    next: String,
+    more: bool,
+    truncated: bool,
+}
+
+#[derive(Serialize)]
+pub(crate) struct EntryView<'a> {
+    cursor: String,
+    id: &'a str,
+    operation: i32,
+    room: Option<&'a RoomId>,
+    body: String,
+    sent_ms: i64,
+    stored_ms: i64,
+    expires_ms: i64,
+    cause: &'static str,
+}
+
+#[derive(Serialize)]
+pub(crate) struct PositionView {
+    first: String,
+    last: String,
+    acknowledged: String,
+    kept: u64,
+}
+
+#[derive(Serialize)]
+pub(crate) struct ReplayedView<'a> {
+    connection: &'a ConnectionId,
+    pushed: usize,
+    next: String,
+    more: bool,
+    truncated: bool,
+    stopped: Option<&'a str>,
+}
+
+/// A cursor, or the empty text for none.
+pub(crate) fn cursor_text(cursor: Option<Cursor>, user: &UserId) -> String {
+    cursor.map(|cursor| cursor.encode(user)).unwrap_or_default()
+}
+
+impl<'a> PageView<'a> {
+    pub(crate) fn new(page: &'a Page, user: &UserId) -> Self {
+        Self {
+            entries: page.entries.iter().map(|entry| EntryView::new(entry, user)).collect(),
+            next: cursor_text(page.next, user),
+            more: page.more,
+            truncated: page.truncated,
+        }
+    }
+}
+
+impl<'a> EntryView<'a> {
+    pub(crate) fn new(entry: &'a PageEntry, user: &UserId) -> Self {
+        let message = &entry.message;
+        Self {
+            cursor: Cursor::At(entry.position).encode(user),
+            id: message.id.as_str(),
+            operation: message.operation,
+            room: message.room.as_ref(),
+            body: STANDARD.encode(&message.body),
+            sent_ms: message.sent_ms,
+            stored_ms: entry.stored_ms(),
+            expires_ms: message.expires_ms,
+            cause: message.cause.map_or("", |cause| cause.as_str()),
+        }
+    }
+}
+
+impl PositionView {
+    pub(crate) fn new(standing: &Standing, user: &UserId) -> Self {
+        Self {
+            first: cursor_text(standing.first, user),
+            last: cursor_text(standing.last, user),
+            acknowledged: cursor_text(standing.acknowledged, user),
+            kept: standing.kept,
+        }
+    }
+}
+
+impl<'a> ReplayedView<'a> {
+    pub(crate) fn new(replayed: &'a Replayed, user: &UserId) -> Self {
+        Self {
+            connection: &replayed.connection,
+            pushed: replayed.pushed,
+            next: cursor_text(replayed.next, user),
+            more: replayed.more,
+            truncated: replayed.truncated,
+            stopped: replayed.stopped.as_deref(),
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Tokens and TLS of the API.
+
+use std::path::Path;
+
+use openssl::asn1::Asn1Time;
+use openssl::bn::BigNum;
+use openssl::ec::{EcGroup, EcKey};
+use openssl::hash::MessageDigest;
+use openssl::nid::Nid;
+use openssl::pkey::PKey;
+use openssl::ssl::{SslConnector, SslMethod, SslVerifyMode};
+use openssl::x509::{X509, X509NameBuilder};
+use serde_json::json;
+
+use super::{api_of, call, with_api};
+use crate::support::gateway::quoted;
+use crate::support::http::{Answer, send};
+use crate::support::redis::Redis;
+use crate::support::{PATIENCE, eventually, folder, secret};
+
+const TOKENS: &str = r#"
+    [[token]]
+    name = "comets"
+    token = "comets-0123456789"
+    [[token]]
+    name = "support"
+    token = "support-0123456789"
+    read_only = true
+    users = ["eu-"]
+"#;
+
+#[tokio::test]
+async fn a_token_may_be_limited_to_reading_and_to_users() {
+    let (redis, files) = (Redis::start().await, folder("api"));
+    let file = files.path().join("tokens.toml");
+    secret(&file, TOKENS);
+    let (_, settings) = with_api("inbox-tokens", &redis).await;
+    let gateway = settings.set("api", "token_file", quoted(&file.display().to_string())).start().await;
+    let api = api_of(&gateway).await;
+    let with = async |method: &str, path: &str, token: &str| {
+        let authorization = format!("Bearer {token}");
+        let headers = [("authorization", authorization.as_str()), ("content-type", "application/json")];
+        send(&api, method, path, &headers, b"{}").await.expect("an answer")
+    };
+    assert_eq!(call(&api, "GET", "/v1/inbox/eu-ann", None).await.status, 401);
+    for (method, path, token, status, said) in [
+        ("GET", "/v1/inbox/eu-ann", "comets-0123456789", 200, ""),
+        ("DELETE", "/v1/inbox/eu-ann", "comets-0123456789", 200, ""),
+        ("GET", "/v1/inbox/eu-ann", "support-0123456789", 200, ""),
+        ("GET", "/v1/inbox/us-bob", "support-0123456789", 403, "limited to other users"),
+        ("DELETE", "/v1/inbox/eu-ann", "support-0123456789", 403, "read-only"),
+        ("POST", "/v1/inbox/eu-ann/replay", "support-0123456789", 403, "read-only"),
+        ("GET", "/v1/inbox/eu-ann", "nonsense-0123456789", 401, "does not match"),
+    ] {
+        let answer: Answer = with(method, path, token).await;
+        assert!(answer.status == status && answer.body.contains(said), "{method} {path} {token}: {answer:?}");
+    }
+    let browser = [("origin", "https://evil.example"), ("authorization", "Bearer comets-0123456789")];
+    let answer = send(&api, "GET", "/v1/inbox/eu-ann", &browser, b"").await.expect("an answer");
+    assert_eq!(answer.status, 403, "{answer:?}");
+    let wrong = r#"halley_api_refused_total{reason="wrong_token"}"#;
+    assert_eq!(gateway.metric(wrong).await, Some(1.0));
+
+    // A new token is known without a restart; a mistake in the file keeps those that were read.
+    secret(&file, &TOKENS.replace("comets-0123456789", "comets-9876543210"));
+    // Few failures: a client that fails often is refused for a while.
+    let is_renewed =
+        async || (with("GET", "/v1/inbox/x", "comets-0123456789").await.status == 401).then_some(());
+    eventually("the old token not to count", PATIENCE, is_renewed).await;
+    assert_eq!(with("GET", "/v1/inbox/x", "comets-9876543210").await.status, 200);
+    secret(&file, "[[token]]");
+    let is_told = async || {
+        assert_eq!(with("GET", "/v1/inbox/x", "comets-9876543210").await.status, 200);
+        let told = |line: &serde_json::Value| line.to_string().contains("what was read before stays");
+        gateway.log_lines().iter().any(told).then_some(())
+    };
+    eventually("the mistake to be logged", PATIENCE, is_told).await;
+}
+
+/// Writes a self-signed certificate of this name, and its key.
+fn certificate(folder: &Path, name: &str) {
+    let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).expect("a curve");
+    let key = PKey::from_ec_key(EcKey::generate(&group).expect("a key")).expect("a key");
+    let mut subject = X509NameBuilder::new().expect("a name");
+    subject.append_entry_by_text("CN", name).expect("a name");
+    let subject = subject.build();
+    let mut builder = X509::builder().expect("a certificate");
+    builder.set_version(2).expect("a version");
+    let serial = BigNum::from_u32(fastrand::u32(1..)).and_then(|serial| serial.to_asn1_integer());
+    builder.set_serial_number(&serial.expect("a number")).expect("a number");
+    builder.set_subject_name(&subject).expect("a name");
+    builder.set_issuer_name(&subject).expect("a name");
+    builder.set_not_before(&Asn1Time::days_from_now(0).expect("a time")).expect("a time");
+    builder.set_not_after(&Asn1Time::days_from_now(1).expect("a time")).expect("a time");
+    builder.set_pubkey(&key).expect("a key");
+    builder.sign(&key, MessageDigest::sha256()).expect("a signature");
+    let pem = builder.build().to_pem().expect("PEM");
+    std::fs::write(folder.join("tls.crt"), pem).expect("a file");
+    let key = key.private_key_to_pem_pkcs8().expect("PEM");
+    secret(&folder.join("tls.key"), std::str::from_utf8(&key).expect("text"));
+}
+
+/// The name in the certificate that the API shows, and the protocol that it chooses.
+async fn handshake(api: &str) -> (String, String) {
+    let mut connector = SslConnector::builder(SslMethod::tls_client()).expect("a client");
+    connector.set_verify(SslVerifyMode::NONE);
+    connector.set_alpn_protos(b"\x02h2\x08http/1.1").expect("protocols");
+    let ssl = connector.build().configure().expect("a client").verify_hostname(false);
+    let ssl = ssl.into_ssl("localhost").expect("a client");
+    let stream = tokio::net::TcpStream::connect(api).await.expect("it listens");
+    let mut stream = tokio_openssl::SslStream::new(ssl, stream).expect("a stream");
+    std::pin::Pin::new(&mut stream).connect().await.expect("a handshake");
+    let shown = stream.ssl().peer_certificate().expect("a certificate");
+    let name = shown.subject_name().entries().next().expect("a name").data().to_string().expect("text");
+    let protocol = stream.ssl().selected_alpn_protocol().unwrap_or_default();
+    (name, String::from_utf8_lossy(protocol).into_owned())
+}
+
+#[tokio::test]
+async fn tls_certificates_are_replaced_without_a_restart() {
+    let (redis, files) = (Redis::start().await, folder("api-tls"));
+    certificate(files.path(), "first");
+    let file = |name: &str| quoted(&files.path().join(name).display().to_string());
+    let (_, settings) = with_api("inbox-tls", &redis).await;
+    let settings =
+        settings.set("api", "tls_certificate", file("tls.crt")).set("api", "tls_key", file("tls.key"));
+    let gateway = settings.start().await;
+    let api = api_of(&gateway).await;
+    assert_eq!(handshake(&api).await, ("first".to_owned(), "h2".to_owned()), "gRPC clients require ALPN");
+    let https = reqwest::Client::builder().danger_accept_invalid_certs(true).build().expect("a client");
+    let answer = https.get(format!("https://{api}/v1/inbox/ann")).send().await.expect("an answer");
+    assert_eq!(answer.status(), 200);
+    let page: serde_json::Value = answer.json().await.expect("JSON");
+    assert_eq!(page["entries"], json!([]));
+    assert!(send(&api, "GET", "/v1/inbox/ann", &[], b"").await.is_err(), "nothing without TLS");
+
+    certificate(files.path(), "second");
+    let renewed = async || (handshake(&api).await.0 == "second").then_some(());
+    eventually("the new certificate to be shown", PATIENCE, renewed).await;
+}
