@@ -23,7 +23,11 @@ async fn returning_user(serves: Serves) {
     redis.offline("ann").await;
     let topic = kafka().topic("hand-over", 1).await;
     // The room's route stays in the cache: it says that the user is away long after the return.
-    let settings = gateway(&topic).redis(&redis).set("routing.cache", "max_age", quoted("1h"));
+    let settings = gateway(&topic).redis(&redis).set("routing.cache", "exact", quoted("off")).set(
+        "routing.cache",
+        "max_age",
+        quoted("1h"),
+    );
     let gateway = settings.start().await;
     kafka().produce_room(&topic, "lobby", "while away").await;
     gateway.wait_until_settled(&topic).await;

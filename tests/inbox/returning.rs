@@ -47,7 +47,11 @@ async fn nothing_falls_between_replay_and_live() {
     let topic = Arc::new(kafka().topic("returning", 4).await);
     // For a while after a return, the cached route of the room says that the user is away.
     let settings = gateway(&topic).redis(&redis).set("api", "listen", quoted(&api));
-    let gateway = settings.set("routing.cache", "max_age", quoted("300ms")).start().await;
+    let gateway = settings
+        .set("routing.cache", "exact", quoted("off"))
+        .set("routing.cache", "max_age", quoted("300ms"))
+        .start()
+        .await;
 
     let produced = Arc::new(AtomicBool::new(false));
     let producing = {
