@@ -24,7 +24,8 @@ pub struct Config {
     /// - `memory://`: no Redis; directory, guards and inboxes are in memory.
     ///
     /// Special characters in names and passwords are percent-encoded. In a cluster the user needs
-    /// `+cluster|slots`; with sentinels `+role` is recommended.
+    /// `+cluster|slots`; with sentinels `+role` is recommended. Exact routes (`[routing.cache] exact`) need
+    /// `+client|tracking +client|caching`.
     pub url: String,
     /// Prefix of Halley's own keys: guards, inboxes, plugin state. The keys that comets write have no
     /// prefix.
