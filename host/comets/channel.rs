@@ -24,6 +24,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 use futures_util::stream::{FuturesUnordered, Stream as _};
 use h2::client::{Builder, SendRequest};
+use http::header::{Entry, HeaderName};
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::sync::mpsc;
@@ -33,8 +34,8 @@ use super::access::{DialGate, GatedConnector};
 use super::coalesced::coalesced;
 use super::grpc::{CallFailure, classify_error, headers, read_status, request, status, uri};
 use super::stream::{self, open::Offered};
-use super::wire::{self, Body, Payload};
-use crate::message::{CometAddr, InvalidAddress, MESSAGE_ID, MessageId, REPLAYED};
+use super::wire::{self, Body};
+use crate::message::{CometAddr, InvalidAddress, MESSAGE_ID, REPLAYED};
 
 /// TCP keepalive detects a peer that vanished while the connection is idle: a probe after this long
 /// without traffic, then up to `TCP_KEEPALIVE_PROBES`, one per interval.
@@ -50,6 +51,8 @@ const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// How large the headers or the trailers of a reply may be.
 const MAX_REPLY_HEADERS: u32 = 16 * 1024;
+/// The metadata with the ids of messages.
+const ID: HeaderName = HeaderName::from_static(MESSAGE_ID);
 /// How many calls may be in flight before the server's own limit is known.
 const FIRST_STREAMS: usize = 100;
 
@@ -248,17 +251,18 @@ impl GrpcRequest {
     /// A request with the ids of its messages as metadata.
     pub(super) fn new<'a>(
         request: wire::Request,
-        messages: impl Iterator<Item = (&'a Payload, &'a MessageId)>,
+        mut ids: impl Iterator<Item = &'a HeaderValue>,
+        is_replayed: bool,
     ) -> Self {
         let wire::Request { path, body, .. } = request;
         let mut call = Self::to(path, body);
-        for (payload, id) in messages {
-            if let Some(value) = payload.metadata(id) {
-                call.headers.append(MESSAGE_ID, value);
-            }
-            if payload.is_replayed() {
-                call.headers.insert(REPLAYED, HeaderValue::from_static("true"));
-            }
+        // Looked up once for all ids.
+        if let (Some(first), Entry::Vacant(entry)) = (ids.next(), call.headers.entry(ID)) {
+            let mut entry = entry.insert_entry(first.clone());
+            ids.for_each(|id| entry.append(id.clone()));
+        }
+        if is_replayed {
+            call.headers.insert(REPLAYED, HeaderValue::from_static("true"));
         }
         call
     }

@@ -5,7 +5,9 @@
 //! call is then [split](MessageRun::split_first).
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+
+use http::HeaderValue;
 
 use super::hold::OrderHold;
 use super::outcome::{CallOutcome, Outcomes};
@@ -41,11 +43,24 @@ impl CallMessage {
     }
 }
 
+/// A message's id as metadata; `None` if it is not valid there: gRPC's metadata is printable ASCII
+/// (`PROTOCOL-HTTP2.md`, ASCII-Value).
+pub(super) fn metadata(id: &MessageId) -> Option<HeaderValue> {
+    let text = id.as_str();
+    let is_printable = text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    let mut value = HeaderValue::from_str(text).ok().filter(|_| is_printable)?;
+    // Keeps it out of HPACK's table, where it is of no use and drives out what every call has.
+    value.set_sensitive(true);
+    Some(value)
+}
+
 /// Messages that are shared by calls.
 #[derive(Debug, Default)]
 pub struct Run {
     messages: Vec<CallMessage>,
     size: RunSize,
+    /// The ids as metadata; encoded on first use, for all calls.
+    ids: OnceLock<Vec<Option<HeaderValue>>>,
 }
 
 /// The size of messages.
@@ -69,7 +84,8 @@ impl RunSize {
 impl Run {
     /// One message.
     pub fn one(message: CallMessage) -> Self {
-        Self { size: RunSize::of(std::slice::from_ref(&message)), messages: vec![message] }
+        let size = RunSize::of(std::slice::from_ref(&message));
+        Self { size, messages: vec![message], ids: OnceLock::new() }
     }
 
     /// Adds a message of the same room and the same partition.
@@ -114,6 +130,14 @@ impl MessageRun {
         &self.run.messages[self.range.start as usize]
     }
 
+    /// The ids of the messages as metadata.
+    pub(super) fn ids(&self) -> impl Iterator<Item = &HeaderValue> {
+        let encode = || self.run.messages.iter().map(|message| metadata(&message.id)).collect();
+        let ids = self.run.ids.get_or_init(encode);
+        let ids = ids.get(self.range.start as usize..self.range.end as usize).unwrap_or_default();
+        ids.iter().flatten()
+    }
+
     /// How many messages.
     pub(super) fn len(&self) -> usize {
         self.range.len()
@@ -133,9 +157,9 @@ impl MessageRun {
         if self.len() == self.run.messages.len() { self.run.size } else { RunSize::of(self.messages()) }
     }
 
-    /// Takes the first of several messages.
-    pub(super) fn split_first(&mut self) -> Self {
-        let first = self.range.start..self.range.start + 1;
+    /// Takes the first of several messages, fewer than all.
+    pub(super) fn split_first(&mut self, count: usize) -> Self {
+        let first = self.range.start..self.range.start + count as u32;
         self.range.start = first.end;
         Self { run: Arc::clone(&self.run), range: first, call: self.call }
     }
@@ -171,5 +195,16 @@ impl Drop for MessageRun {
             let why = "the comet's task ended before its call did";
             self.report(&CallOutcome::Unreachable(why.into()), |_| None);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_metadata_if_they_are_printable() {
+        assert_eq!(metadata(&"push/0/1".into()).expect("ASCII"), "push/0/1");
+        assert!(metadata(&"line\nbreak".into()).is_none() && metadata(&"\u{e9}".into()).is_none());
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use http::HeaderValue;
 use parking_lot::Mutex;
 
 use super::message_run::{CallMessage, MessageRun};
@@ -13,6 +14,7 @@ use super::outcome::{CallOutcome, PartialDelivery};
 use super::request::CallRequest;
 use super::state::{CometState, QueueCapacity, QueueSlot};
 use super::stream::frames::Outgoing;
+use super::stream::window::Messages;
 use super::wire::Payload;
 use crate::message::{CallTarget, ConnectionId, RoomId};
 
@@ -144,6 +146,33 @@ fn report(run: MessageRun, delivered: &CallOutcome, state: &CometState, holds: O
     run.tell(delivered, |at| holds.map(|(keys, first)| state.held.hold(keys.to_vec(), first + at as u64)));
 }
 
+impl Messages for QueuedCall {
+    fn count(&self) -> usize {
+        self.run.len()
+    }
+
+    fn split_first(&mut self, count: usize) -> Self {
+        let run = self.run.split_first(count);
+        let outcome = match &mut self.outcome {
+            OutcomeSink::Run(slot) => OutcomeSink::Run(slot.split(count, run.bytes())),
+            // Has one message.
+            OutcomeSink::Part(parts) => OutcomeSink::Part(Arc::clone(parts)),
+        };
+        let number = self.number;
+        self.number += count as u64;
+        Self {
+            target: self.target.clone(),
+            room: self.room.clone(),
+            run,
+            queued: self.queued,
+            number,
+            last_error: self.last_error.clone(),
+            is_divided: self.is_divided,
+            outcome,
+        }
+    }
+}
+
 impl QueuedCall {
     /// Takes room in the comet's queue.
     ///
@@ -175,6 +204,11 @@ impl QueuedCall {
         self.run.messages()
     }
 
+    /// The ids of its messages as metadata.
+    pub(super) fn ids(&self) -> impl Iterator<Item = &HeaderValue> {
+        self.run.ids()
+    }
+
     /// How many messages it has.
     pub(super) fn len(&self) -> usize {
         self.run.len()
@@ -193,21 +227,8 @@ impl QueuedCall {
     /// Calls with one of its messages each.
     pub(super) fn into_singles(mut self) -> impl Iterator<Item = Self> {
         let mut firsts = Vec::new();
-        while self.len() > 1
-            && let OutcomeSink::Run(slot) = &mut self.outcome
-        {
-            let run = self.run.split_first();
-            firsts.push(Self {
-                target: self.target.clone(),
-                room: self.room.clone(),
-                outcome: OutcomeSink::Run(slot.split(run.bytes())),
-                run,
-                queued: self.queued,
-                number: self.number,
-                last_error: self.last_error.clone(),
-                is_divided: self.is_divided,
-            });
-            self.number += 1;
+        while self.len() > 1 {
+            firsts.push(self.split_first(1));
         }
         firsts.into_iter().chain([self])
     }
@@ -217,9 +238,9 @@ impl QueuedCall {
         keys_of(&self.target, self.room.as_ref())
     }
 
-    /// Its only message for a stream.
-    pub(super) fn outgoing(&self, seq: u64, with_id: bool) -> Outgoing<'_> {
-        let CallMessage { payload, id, .. } = self.run.first();
+    /// One of its messages for a stream.
+    pub(super) fn outgoing<'a>(&'a self, message: &'a CallMessage, seq: u64, with_id: bool) -> Outgoing<'a> {
+        let CallMessage { payload, id, .. } = message;
         payload.outgoing(seq, with_id.then_some(id), &self.target)
     }
 

@@ -251,11 +251,11 @@ pub(super) struct QueueSlot {
 }
 
 impl QueueSlot {
-    /// The part of one of its messages, with this many bytes.
-    pub(super) fn split(&mut self, bytes: usize) -> Self {
+    /// The part of this many of its messages, with this many bytes.
+    pub(super) fn split(&mut self, messages: usize, bytes: usize) -> Self {
         let bytes = bytes.min(self.bytes);
-        (self.messages, self.bytes) = (self.messages - 1, self.bytes - bytes);
-        Self { state: Arc::clone(&self.state), messages: 1, bytes, room: self.room }
+        (self.messages, self.bytes) = (self.messages - messages, self.bytes - bytes);
+        Self { state: Arc::clone(&self.state), messages, bytes, room: self.room }
     }
 }
 

@@ -11,7 +11,6 @@ mod tests;
 use std::sync::{Arc, OnceLock};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::HeaderValue;
 use http::uri::PathAndQuery;
 use prost::encoding::{encode_varint, encoded_len_varint};
 
@@ -85,8 +84,6 @@ struct Encoded {
     proto: OnceLock<Bytes>,
     /// The whole request for the first room; usually there is only one.
     room: OnceLock<Box<(RoomId, Body)>>,
-    /// The encoded metadata of the first id.
-    id: OnceLock<(MessageId, HeaderValue)>,
     /// Its pending bytes, until its last call has ended.
     _held: Option<PendingPermit>,
 }
@@ -120,7 +117,6 @@ impl Payload {
             replayed,
             proto: OnceLock::new(),
             room: OnceLock::new(),
-            id: OnceLock::new(),
             _held: held,
         };
         Self(Arc::new(encoded))
@@ -173,26 +169,6 @@ impl Payload {
     /// The size in bytes of the part that all its calls share.
     pub(super) fn len(&self) -> usize {
         PROTO_OVERHEAD + self.frame_len().max(self.0.body.len())
-    }
-
-    /// The message's id as call metadata; `None` if it is not valid there: gRPC's metadata is
-    /// printable ASCII (`PROTOCOL-HTTP2.md`, ASCII-Value).
-    pub(super) fn metadata(&self, id: &MessageId) -> Option<HeaderValue> {
-        let is_printable = |text: &str| text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
-        let text = id.as_str();
-        let encode = || {
-            let mut value = HeaderValue::from_str(text).ok().filter(|_| is_printable(text))?;
-            // Keeps it out of HPACK's table, where it is of no use and drives out what every call has.
-            value.set_sensitive(true);
-            Some(value)
-        };
-        if self.0.id.get().is_none() {
-            let _ = self.0.id.set((id.clone(), encode()?));
-        }
-        match self.0.id.get() {
-            Some((known, value)) if known == id => Some(value.clone()),
-            _ => encode(),
-        }
     }
 
     fn room_request(&self, room: &RoomId) -> Body {

@@ -8,7 +8,7 @@ use crate::comets::channel::{self, CometClient};
 use crate::comets::comet::parked::{ParkedCalls, ParkedQueue};
 use crate::comets::grpc::CallFailure;
 use crate::comets::hold::HeldKeys;
-use crate::comets::message_run::{CallMessage, MAX_MERGED_BYTES, MAX_MERGED_MESSAGES};
+use crate::comets::message_run::{MAX_MERGED_BYTES, MAX_MERGED_MESSAGES};
 use crate::comets::order::{OrderQueues, OrderToken};
 use crate::comets::order_key::OrderKey;
 use crate::comets::queued_call::QueuedCall;
@@ -143,9 +143,9 @@ impl InFlightCall {
             target => dialect.request(target, first.payload()),
         };
         let method = request.method;
-        let ids = messages().take(if with_ids { MAX_MERGED_MESSAGES } else { 0 });
-        let ids = ids.map(|CallMessage { payload, id, .. }| (payload, id));
-        (channel::GrpcRequest::new(request, ids), method)
+        let calls = self.calls.iter().take(if with_ids { self.attempted() } else { 0 });
+        let is_replayed = with_ids && first.payload().is_replayed();
+        (channel::GrpcRequest::new(request, calls.flat_map(QueuedCall::ids), is_replayed), method)
     }
 
     /// Reports the outcome of the attempt's messages.

@@ -20,11 +20,11 @@ use crate::comets::proto::delivery::{Acks, FromComet, from_comet};
 use crate::comets::queued_call::QueuedCall;
 use crate::comets::stream::frames::{self, BatchWriter};
 use crate::comets::stream::open::{OpenStream, StreamEnd, StreamNews};
-use crate::comets::stream::window::{Progress, SendWindow, Settled, Violation};
+use crate::comets::stream::window::{Messages as _, Progress, SendWindow, Settled, Violation};
 use crate::comets::{CallOutcome, CallTimeouts, PartialDelivery};
 use crate::message::{CallTarget, ConnectionId};
 
-/// While messages are out, fewer than this many wait for others.
+/// While messages are out, fewer than this many runs of messages wait for others.
 const ENOUGH: usize = 64;
 /// But not longer than this.
 const GATHER: Duration = Duration::from_millis(1);
@@ -106,7 +106,7 @@ impl LiveStream {
     /// The messages behind it probe the comet. They keep the order of their keys meanwhile.
     pub(super) fn probe(&mut self, token: OrderToken, permit: AttemptPermit, calls: VecDeque<QueuedCall>) {
         self.probe = Some((token, permit));
-        self.waiting.extend(calls.into_iter().flat_map(QueuedCall::into_singles));
+        self.waiting.extend(calls);
     }
 
     /// The probe, once the comet has acknowledged something.
@@ -115,7 +115,7 @@ impl LiveStream {
     }
 
     pub(super) fn push(&mut self, call: QueuedCall) {
-        self.waiting.extend(call.into_singles());
+        self.waiting.push_back(call);
     }
 
     /// Whether nothing waits and nothing is out.
@@ -136,14 +136,28 @@ impl LiveStream {
                 drop(self.waiting.pop_front());
                 continue;
             }
-            let bytes = call.payload().body_len();
-            if !self.window.allows(bytes) || !limit.allows(self.window.unsettled()) {
+            let mut written = 0;
+            for message in call.messages() {
+                let bytes = message.payload.body_len();
+                let is_allowed = self.window.allows(bytes) && limit.allows(self.window.unsettled());
+                if !is_allowed || self.writer.is_full() {
+                    break;
+                }
+                let seq = self.window.take_credit(bytes);
+                self.writer.push(&call.outgoing(message, seq, self.with_ids));
+                written += 1;
+            }
+            let is_whole = written == call.len();
+            let sent = match self.waiting.front_mut() {
+                _ if is_whole => self.waiting.pop_front(),
+                Some(call) if written > 0 => Some(call.split_first(written)),
+                _ => None,
+            };
+            sent.into_iter().for_each(|sent| self.window.push(sent, now));
+            count += written;
+            if !is_whole {
                 break;
             }
-            let Some(call) = self.waiting.pop_front() else { break };
-            self.writer.push(&call.outgoing(self.window.sent() + 1, self.with_ids));
-            self.window.push(call, bytes, now);
-            count += 1;
         }
         if count > 0 {
             self.writer.finish().into_iter().for_each(|piece| self.stream.write(piece));
@@ -272,7 +286,8 @@ impl LiveStream {
     /// Ends it.
     pub(super) fn into_leftovers(self) -> Leftovers {
         let sent = self.window.unsettled();
-        let calls = self.window.into_unsettled().chain(self.waiting).collect();
+        let calls = self.window.into_unsettled().flat_map(QueuedCall::into_singles).chain(self.waiting);
+        let calls = calls.collect();
         Leftovers { calls, sent, probe: self.probe, has_progress: self.has_progress }
     }
 }
