@@ -4,7 +4,8 @@
 use std::path::Path;
 use std::process::Command;
 
-const PROTOS: [&str; 4] = ["push.proto", "comet_chatroom.proto", "comet_goim.proto", "delivery.proto"];
+const PROTOS: [&str; 5] =
+    ["push.proto", "comet_chatroom.proto", "comet_goim.proto", "delivery.proto", "archive.proto"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");

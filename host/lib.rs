@@ -27,7 +27,8 @@
 //!   ┌─ a settler per partition ──┐   pipeline     when a message's last call has ended
 //!   │ call outcomes              │
 //!   │ absent users ─ plugins     │   inbox        inbox, notify topic      (in a delivery
-//!   │ dead letter                │   dead_letter                            task, if needed)
+//!   │                            │   archive      archive topic             task, if needed)
+//!   │ dead letter                │   dead_letter
 //!   │ settle ────────────────────┼─▶ offsets      watermark -> commit
 //!   └────────────────────────────┘
 //! ```
@@ -42,6 +43,8 @@
 //!   process has memory for more records.
 //! - [`consumer`], [`wasm`], [`artifact`], [`shared_state`], [`directory`], [`guard`], [`comets`],
 //!   [`inbox`], [`dead_letter`], [`redrive_key`]: independent of each other.
+//! - [`archive`]: stored messages in MySQL, through a topic of its own. It uses [`consumer`] and
+//!   [`dead_letter`].
 //! - [`policy`]: which plugins are active. It uses [`wasm`], which runs them, and [`artifact`], which
 //!   fetches, verifies and stores their files.
 //! - [`router`]: turns a resolved route into the calls of one message. Pure.
@@ -84,6 +87,7 @@ pub mod kafka;
 pub mod memory_guard;
 pub mod redis_client;
 
+pub mod archive;
 pub mod artifact;
 pub mod comets;
 pub mod consumer;

@@ -51,6 +51,8 @@ label_enum! {
         Inbox = "inbox",
         /// Writing to the notify topic.
         Notify = "notify",
+        /// Writing to the archive topic, or from there to the archive's database.
+        Archive = "archive",
         /// Writing to the dead-letter topic.
         DeadLetter = "dead-letter",
     }

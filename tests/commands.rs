@@ -31,7 +31,8 @@ fn write(name: &str, text: &str) -> (tempfile::TempDir, String) {
 #[test]
 fn every_command_explains_itself() {
     let all = stdout(&halley(&["--help"]));
-    for command in ["run", "demo", "check", "explain", "plugin", "replay", "dead-letter", "inbox"] {
+    for command in ["run", "demo", "check", "explain", "plugin", "replay", "dead-letter", "inbox", "archive"]
+    {
         assert!(all.contains(command), "{all}");
         let help = halley(&[command, "--help"]);
         assert!(help.status.success() && stdout(&help).contains("Usage: halley"), "{command}");

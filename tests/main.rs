@@ -5,6 +5,7 @@
 mod absent;
 mod access;
 mod admin;
+mod archive;
 mod checks;
 mod claims;
 mod commands;

@@ -1,5 +1,6 @@
 //! The command line: one file per command.
 
+mod archive;
 mod check;
 mod common;
 mod compile_plugin;
@@ -13,6 +14,7 @@ mod output;
 mod plugin;
 mod replay;
 mod run;
+mod signals;
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use dead_letter::fuzzing::check as check_dead_letter;
@@ -59,6 +61,8 @@ enum Command {
     DeadLetter(dead_letter::Args),
     /// Reads, replays, acknowledges and deletes what absent users have missed.
     Inbox(inbox::Args),
+    /// Archives stored messages in MySQL until SIGTERM or Ctrl-C; creates the tables.
+    Archive(archive::Args),
     /// Moves the consumer group past records that cannot be read.
     Offsets(offsets::Args),
     /// Compiles one plugin for the gateway that starts this process.
@@ -78,6 +82,7 @@ impl Cli {
             Command::Replay(args) => replay::run(args),
             Command::DeadLetter(args) => dead_letter::run(args),
             Command::Inbox(args) => inbox::run(args),
+            Command::Archive(args) => archive::run(args),
             Command::Offsets(args) => offsets::run(args),
             Command::CompilePlugin(args) => compile_plugin::run(args),
         };

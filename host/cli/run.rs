@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use prometheus_client::registry::Registry;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -12,6 +11,7 @@ use tracing::{info, warn};
 use crate::admin::Admin;
 use crate::api::Api;
 use crate::blocking::run_blocking;
+use crate::cli::signals::{SIGNAL_DEBOUNCE, Signals};
 use crate::cli::{ConfigArgs, EXIT_FAILURE, EXIT_SUCCESS, runtime, usage};
 use crate::config::{Config, ConfigError, ConfigErrors, ConfigReport};
 use crate::consumer::StopOutcome;
@@ -20,8 +20,6 @@ use crate::policy::PolicySources;
 use crate::wasm;
 use crate::{panics, sandbox, telemetry};
 
-/// A second signal within this time is ignored: some supervisors send two.
-const SIGNAL_DEBOUNCE: Duration = Duration::from_secs(1);
 /// How long to wait for an abandoned compilation.
 const LAST_COMPILATION: Duration = Duration::from_secs(1);
 /// Grace period of the admin listener.
@@ -171,50 +169,4 @@ async fn serve(config: Config, sources: PolicySources) -> anyhow::Result<u8> {
     let served = async { while serving.join_next().await.is_some() {} };
     drop(tokio::time::timeout(LAST_ANSWERS, served).await);
     Ok(if stopped == StopOutcome::Drained { EXIT_SUCCESS } else { EXIT_FAILURE })
-}
-
-/// The signals that stop the process. SIGHUP does not: service managers send it for a reload, which
-/// is not needed, and its default action would end the process without draining.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-    /// For a log that reaches the file size limit: with a handler, the write fails instead of ending
-    /// the process.
-    _file_size: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
-            _file_size: signal(SignalKind::from_raw(libc::SIGXFSZ))?,
-        })
-    }
-
-    /// The next signal at or after this time.
-    async fn next_after(&mut self, time: Instant) {
-        loop {
-            self.next().await;
-            if Instant::now() >= time {
-                return;
-            }
-            info!("ignoring a second signal so soon after the first; still stopping");
-        }
-    }
-
-    async fn next(&mut self) {
-        let name = loop {
-            tokio::select! {
-                _ = self.terminate.recv() => break "SIGTERM",
-                _ = self.interrupt.recv() => break "SIGINT",
-                _ = self.hangup.recv() => info!(
-                    "SIGHUP: nothing to reload; policy changes are picked up automatically, other configuration needs a restart"
-                ),
-            }
-        };
-        info!(signal = name, "signal received");
-    }
 }

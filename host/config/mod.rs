@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use parking_lot::Mutex;
 use tracing::warn;
 
-use crate::{comets, inbox, kafka, pipeline, policy, redis_client, sandbox, telemetry};
+use crate::{archive, comets, inbox, kafka, pipeline, policy, redis_client, sandbox, telemetry};
 
 pub use environment::ENVIRONMENT_PREFIX;
 pub use load::ConfigReport;
@@ -36,6 +36,8 @@ pub struct Config {
     pub delivery: pipeline::DeliveryConfig,
     /// What happens to messages for absent users.
     pub offline: inbox::Config,
+    /// Stored messages in MySQL, for longer than Redis keeps them.
+    pub archive: archive::Config,
     /// The plugin directory and how it is watched.
     pub policies: policy::PoliciesConfig,
     /// The policies, in the order in which they run.
@@ -111,6 +113,7 @@ impl Config {
         problems.extend(self.delivery.validate());
         problems.extend(self.comets.validate());
         problems.extend(self.offline.validate());
+        problems.extend(self.archive.validate());
         problems.extend(self.policies.validate());
         problems.extend(self.admin.validate());
         problems.extend(self.api.validate());
@@ -129,6 +132,26 @@ impl Config {
             problems.push(format!(
                 "`kafka.dead_letter_topic` and `offline.notify_topic` are both `{}`: notifications would be read as dead letters",
                 topics[0]
+            ));
+        }
+        if self.archive.enabled || self.archive.has_database() {
+            problems.extend(self.archive_problems());
+        }
+        problems
+    }
+
+    fn archive_problems(&self) -> Vec<String> {
+        let (topic, group) = (&self.archive.topic, &self.archive.group);
+        let mut problems = Vec::new();
+        if self.kafka.topics.contains(topic) || topic == &self.offline.notify_topic {
+            problems.push(format!("`archive.topic` is `{topic}`, which is also used for other records"));
+        }
+        if topic == &self.kafka.dead_letter_topic {
+            problems.push(format!("`archive.topic` and `kafka.dead_letter_topic` are both `{topic}`"));
+        }
+        if group == &self.kafka.group {
+            problems.push(format!(
+                "`archive.group` and `kafka.group` are both `{group}`: archivers consume another topic"
             ));
         }
         problems
@@ -150,6 +173,12 @@ impl Config {
         {
             warnings.push(
                 "`offline.default` is \"store\", but nothing is stored: keys are connections (`routing.push_keys`) and rooms are not looked up (`routing.rooms`), so no user is known to be absent; set `offline.default = \"drop\"`, or `routing.push_keys = \"users\"` where keys are users".to_owned(),
+            );
+        }
+        if self.archive.has_database() && !self.archive.enabled {
+            warnings.push(
+                "`archive.url` is set, but `archive.enabled` is not: gateways write nothing to the archive"
+                    .to_owned(),
             );
         }
         if self.comets.breaker_window >= self.delivery.delivery_timeout {

@@ -65,6 +65,11 @@ impl Metrics {
         metrics
     }
 
+    /// The lag under another name, for a process with two consumers.
+    pub fn lag_collector(&self, name: &'static str) -> LagCollector {
+        LagCollector { name, live: self.live.clone() }
+    }
+
     /// Sets where each scrape reads the partitions.
     pub(super) fn watch(&self, snapshots: impl Fn() -> Vec<PartitionSnapshot> + Send + Sync + 'static) {
         // A second consumer with the same metrics would be a bug; the first one stays.
@@ -126,27 +131,45 @@ impl Collector for PartitionCollector {
             let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
             ConstGauge::new(number(value)).encode(metric)?;
         }
-        type Value = fn(&PartitionSnapshot) -> Option<i64>;
-        let series: [(_, _, Value); 2] = [
-            (
-                "halley_consumer_lag",
-                "Records between the group's position and the end of a partition",
-                |seen| seen.lag,
-            ),
-            ("halley_unsettled_records", "Records in flight", |seen| Some(number(seen.unsettled))),
-        ];
-        for (name, help, value) in series {
-            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-            for partition in &seen {
-                let labels =
-                    PartitionLabels { topic: partition.topic.to_string(), partition: partition.partition };
-                if let Some(value) = value(partition) {
-                    ConstGauge::new(value).encode(metric.encode_family(&labels)?)?;
-                }
-            }
-        }
-        Ok(())
+        encode_each(&mut encoder, "halley_consumer_lag", LAG, &seen, |seen| seen.lag)?;
+        encode_each(&mut encoder, "halley_unsettled_records", "Records in flight", &seen, |seen| {
+            Some(number(seen.unsettled))
+        })
     }
+}
+
+const LAG: &str = "Records between the group's position and the end of a partition";
+
+/// The lag of a consumer whose other metrics are not exported.
+#[derive(Clone, Debug)]
+pub struct LagCollector {
+    name: &'static str,
+    live: PartitionCollector,
+}
+
+impl Collector for LagCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let seen = self.live.0.get().map_or_else(Vec::new, |snapshots| snapshots());
+        encode_each(&mut encoder, self.name, LAG, &seen, |seen| seen.lag)
+    }
+}
+
+/// Encodes a gauge with a series for each partition.
+fn encode_each(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    seen: &[PartitionSnapshot],
+    value: fn(&PartitionSnapshot) -> Option<i64>,
+) -> Result<(), fmt::Error> {
+    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for partition in seen {
+        let labels = PartitionLabels { topic: partition.topic.to_string(), partition: partition.partition };
+        if let Some(value) = value(partition) {
+            ConstGauge::new(value).encode(metric.encode_family(&labels)?)?;
+        }
+    }
+    Ok(())
 }
 
 fn number(count: usize) -> i64 {

@@ -70,6 +70,8 @@ label_enum! {
         Offline = "offline",
         /// Comets refused it, or were unreachable and the recipients are unknown.
         Deliver = "deliver",
+        /// The archive's database refused a row of it.
+        Archive = "archive",
     }
 }
 

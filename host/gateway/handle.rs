@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 use crate::comets::Fleet;
 use crate::consumer;
 use crate::directory::CachedAge;
+use crate::gateway::archiver::ArchiverStatus;
 use crate::inbox::{InboxReader, PageQuery};
 use crate::memory_guard;
 use crate::message::{ConnectionId, RoomId, UserId};
@@ -29,6 +30,7 @@ pub struct Handle {
     pub(super) kafka: consumer::Health,
     pub(super) memory: memory_guard::MemoryReport,
     pub(super) directory: watch::Receiver<Option<String>>,
+    pub(super) archiver: Option<ArchiverStatus>,
     pub(super) stopping: Arc<AtomicBool>,
     pub(super) tasks: TaskTracker,
     pub(super) shutdown: CancellationToken,
@@ -68,6 +70,7 @@ impl Handle {
         let mut warnings = self.pipeline.policies.status().warnings();
         warnings.extend(self.pipeline.fleet.warnings());
         warnings.extend(self.pipeline.resolver.warning());
+        warnings.extend(self.archiver.iter().flat_map(ArchiverStatus::warnings));
         warnings
     }
 

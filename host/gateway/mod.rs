@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 
+use crate::archive::{self, ArchiveTopic};
 use crate::blocking::run_blocking;
 use crate::comets::Fleet;
 use crate::config::Config;
@@ -29,11 +30,13 @@ use crate::redrive_key::CachedRedriveKey;
 use crate::stalls::Stalls;
 use crate::telemetry;
 
+mod archiver;
 mod handle;
 mod parts;
 mod verify;
 
 pub use crate::directory::CachedAge;
+pub use archiver::{ArchiverStatus, RunningArchiver};
 pub use handle::{Handle, OperatorResult};
 pub use parts::{Storage, observe_fleet, resolver, writes_to_redis};
 pub use verify::{probe, verify};
@@ -42,6 +45,7 @@ pub use verify::{probe, verify};
 pub struct Gateway {
     handle: Handle,
     consumer: Consumer,
+    archiver: Option<RunningArchiver>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
 }
@@ -108,7 +112,11 @@ impl Gateway {
                 ))
             }
         };
-        let ours = [config.kafka.dead_letter_topic.as_str(), config.offline.notify_topic.as_str()];
+        let ours = [
+            config.kafka.dead_letter_topic.as_str(),
+            config.offline.notify_topic.as_str(),
+            config.archive.topic.as_str(),
+        ];
         let spawn_worker = Box::new(spawn_worker);
         let consumer = Consumer::start(&config.kafka, &ours, limits, consumer_metrics, stalls, spawn_worker)
             .context("cannot start the Kafka consumer; check [kafka] and its properties")?;
@@ -120,6 +128,10 @@ impl Gateway {
             }
         };
         tasks.spawn(panics::abort_on_panic("the leases of cached routes", keep_current));
+        let archiver = match config.archive.has_database() {
+            true => Some(RunningArchiver::start(config, pipeline.dead_letters.clone(), &mut registry)?),
+            false => None,
+        };
         let directory = watch_directory(&storage, writes, &tasks, &shutdown);
         tasks.spawn(policy::watch(Arc::clone(&pipeline.policies), sources, shutdown.clone()));
         tasks.spawn(policy::supervise(Arc::clone(&pipeline.policies), shutdown.clone()));
@@ -130,11 +142,12 @@ impl Gateway {
             kafka: consumer.health(),
             memory: consumer.memory(),
             directory,
+            archiver: archiver.as_ref().map(RunningArchiver::status),
             stopping: Arc::default(),
             tasks: tasks.clone(),
             shutdown: shutdown.clone(),
         };
-        Ok(Self { handle, consumer, tasks, shutdown })
+        Ok(Self { handle, consumer, archiver, tasks, shutdown })
     }
 
     /// A view for the admin API.
@@ -151,7 +164,16 @@ impl Gateway {
     pub async fn stop(self, grace: Duration) -> StopOutcome {
         self.handle.stopping.store(true, Ordering::Release);
         info!(grace = ?grace, "stopping: finishing what is in flight");
-        let stopped = self.consumer.stop(grace).await;
+        let archiver = async {
+            match self.archiver {
+                Some(archiver) => Some(archiver.stop(grace).await),
+                None => None,
+            }
+        };
+        let (stopped, archived) = tokio::join!(self.consumer.stop(grace), archiver);
+        if let Some(archived) = archived.filter(|archived| *archived != StopOutcome::Drained) {
+            warn!(outcome = ?archived, "the archiver did not finish: its last records are archived again");
+        }
         self.shutdown.cancel();
         self.tasks.close();
         let rest = async {
@@ -197,6 +219,10 @@ fn build_pipeline(
         fleet,
         inbox,
         absent_budget: pipeline::AbsentBudget::new(config.offline.max_in_flight),
+        archive: config.archive.enabled.then(|| {
+            let metrics = archive::TopicMetrics::register(registry);
+            ArchiveTopic::new(producer.clone(), &config.archive.topic, metrics)
+        }),
         notifier: Notifier::new(producer, config.offline.notify_topic.clone()),
         offline: config.offline.clone(),
         dead_letters: DeadLetters::start(&config.kafka, dead_letter::Metrics::register(registry))?,

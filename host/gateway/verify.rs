@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::config::Config;
 use crate::files::dir_access;
 use crate::kafka::ProbeResult;
-use crate::{comets, consumer, kafka};
+use crate::{archive, comets, consumer, kafka};
 
 /// Builds every part that can reject its configuration; one sentence for each that does.
 pub fn verify(config: &Config) -> Vec<String> {
@@ -29,12 +29,22 @@ pub fn verify(config: &Config) -> Vec<String> {
     problems
 }
 
-/// Checks that Kafka and the configured comets are reachable and usable.
+/// Checks that Kafka, the archive's database and the configured comets are reachable and usable.
 pub async fn probe(config: &Config) -> Vec<ProbeResult> {
-    let kafka = kafka::probe(&config.kafka, &config.offline.notify_topic);
-    let (kafka, comets) = tokio::join!(kafka, comets::probe(&config.comets));
+    let mut outputs = vec![("notify", config.offline.notify_topic.as_str())];
+    if config.archive.enabled {
+        outputs.push(("archive", config.archive.topic.as_str()));
+    }
+    let archive = async {
+        match config.archive.has_database() {
+            true => Some(ProbeResult::new("archive database", archive::probe(&config.archive).await)),
+            false => None,
+        }
+    };
+    let kafka = kafka::probe(&config.kafka, &outputs);
+    let (kafka, comets, archive) = tokio::join!(kafka, comets::probe(&config.comets), archive);
     let comets = comets.into_iter().map(|(comet, found)| ProbeResult::new(format!("comet {comet}"), found));
-    kafka.into_iter().chain(comets).collect()
+    kafka.into_iter().chain(archive).chain(comets).collect()
 }
 
 /// Whether files can be created in a directory or, if it does not exist, in its nearest existing

@@ -29,7 +29,7 @@ pub(super) fn is_pattern(topic: &str) -> bool {
 pub(super) fn matches(
     pattern: &str,
     topics: &[String],
-    notify_topic: &str,
+    outputs: &[(&str, &str)],
     config: &Config,
 ) -> anyhow::Result<PatternMatches> {
     let regex = |text: &str| Regex::new(text).with_context(|| format!("cannot tell what `{text}` matches"));
@@ -39,7 +39,8 @@ pub(super) fn matches(
         ignored.split(',').filter(|text| !text.is_empty()).map(regex).collect::<Result<_, _>>()?;
     let mut found = PatternMatches::default();
     for topic in topics.iter().filter(|topic| pattern.is_match(topic)) {
-        if *topic == config.dead_letter_topic || *topic == notify_topic {
+        let is_output = |topic: &str| outputs.iter().any(|(_, output)| *output == topic);
+        if *topic == config.dead_letter_topic || is_output(topic) {
             found.own.push(topic.clone());
         } else if !ignored.iter().any(|ignored| ignored.is_match(topic)) {
             found.topics.push(topic.clone());
@@ -85,7 +86,8 @@ mod tests {
         let topics: Vec<_> = topics.iter().map(|topic| (*topic).to_owned()).collect();
         let properties = [("topic.blacklist".to_owned(), ignored.to_owned())].into();
         let config = Config { dead_letter_topic: "push.dead-letter".into(), properties, ..Config::default() };
-        let found = matches(pattern, &topics, "push.offline", &config).and_then(|matches| matches.found());
+        let outputs = [("notify", "push.offline")];
+        let found = matches(pattern, &topics, &outputs, &config).and_then(|matches| matches.found());
         found.unwrap_or_else(|error| format!("mistake: {error:#}"))
     }
 

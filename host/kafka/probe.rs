@@ -87,9 +87,9 @@ fn remedy(code: RDKafkaErrorCode) -> Option<&'static str> {
 
 impl ConsumerContext for ProbeContext {}
 
-/// Checks the brokers, the consumed topics, the dead-letter topic, the notify topic and the group,
-/// in this order. If no broker answers, it checks nothing else.
-pub async fn probe(config: &Config, notify_topic: &str) -> Vec<ProbeResult> {
+/// Checks the brokers, the consumed topics, the dead-letter topic, the topics for other output (each
+/// with its purpose) and the group, in this order. If no broker answers, it checks nothing else.
+pub async fn probe(config: &Config, outputs: &[(&str, &str)]) -> Vec<ProbeResult> {
     let brokers = format!("kafka at {}", config.brokers);
     let cluster = match ClusterProbe::new(config).await {
         Ok((cluster, count)) => (
@@ -106,7 +106,7 @@ pub async fn probe(config: &Config, notify_topic: &str) -> Vec<ProbeResult> {
     let mut largest = 0;
     let (patterns, topics): (Vec<_>, Vec<_>) = config.topics.iter().partition(|topic| is_pattern(topic));
     for pattern in patterns {
-        let matches = cluster.matches(pattern, config, notify_topic).await;
+        let matches = cluster.matches(pattern, config, outputs).await;
         for topic in matches.iter().flat_map(|matches| &matches.topics).take(MATCHES_ASKED) {
             let found = cluster.topic(topic, false).await.unwrap_or_default();
             largest = largest.max(found.largest_record.unwrap_or_default());
@@ -122,8 +122,10 @@ pub async fn probe(config: &Config, notify_topic: &str) -> Vec<ProbeResult> {
     let dead = cluster.topic(&config.dead_letter_topic, true).await;
     let dead = dead.and_then(|found| found.check_dead_letters(largest));
     probed.push(ProbeResult::new(format!("dead-letter topic {}", config.dead_letter_topic), dead));
-    let notify = cluster.topic(notify_topic, true).await.map(|found| found.to_string());
-    probed.push(ProbeResult::new(format!("notify topic {notify_topic}"), notify));
+    for (purpose, topic) in outputs {
+        let found = cluster.topic(topic, true).await.map(|found| found.to_string());
+        probed.push(ProbeResult::new(format!("{purpose} topic {topic}"), found));
+    }
     probed.push(ProbeResult::new(format!("group {}", config.group), cluster.group(config).await));
     probed
 }
@@ -225,13 +227,13 @@ impl ClusterProbe {
         &self,
         pattern: &str,
         config: &Config,
-        notify_topic: &str,
+        outputs: &[(&str, &str)],
     ) -> anyhow::Result<PatternMatches> {
         let topics = ask(&self.consumer, |consumer| {
             let metadata = consumer.fetch_metadata(None, REQUEST_TIMEOUT)?;
             Ok(metadata.topics().iter().map(|topic| topic.name().to_owned()).collect::<Vec<_>>())
         });
-        patterns::matches(pattern, &topics.await?, notify_topic, config)
+        patterns::matches(pattern, &topics.await?, outputs, config)
     }
 
     /// Checks that this client may use the group, and that the coordinator accepts its session timeout.

@@ -28,6 +28,12 @@ struct ProducerState {
     permits: Semaphore,
 }
 
+impl ProducerState {
+    async fn unbatched(&self) -> Result<&RecordWriter, KafkaError> {
+        self.unbatched.get_or_try_init(async || RecordWriter::unbatched(&self.config)).await
+    }
+}
+
 /// Records sent alone concurrently. librdkafka sends five at a time to each broker.
 const MAX_UNBATCHED: usize = 100;
 
@@ -68,10 +74,27 @@ impl Producer {
         result.map_err(|error| WriteError::new(topic, &error))
     }
 
+    /// As [`Producer::write`], but never without a part of the record.
+    ///
+    /// # Errors
+    /// Those of [`Producer::put`].
+    pub(crate) async fn write_whole(
+        &self,
+        topic: &str,
+        record: OutgoingRecord<'_>,
+    ) -> Result<(), WriteError> {
+        let mut result = self.0.batching.send(topic, record.clone()).await;
+        if result.as_ref().is_err_and(|error| WriteRefusal::of(error).is_some()) {
+            let unbatched = self.0.unbatched().await.map_err(|error| WriteError::new(topic, &error))?;
+            let _turn = self.0.permits.acquire().await.expect("the turns are never closed");
+            result = unbatched.send(topic, record).await;
+        }
+        result.map_err(|error| WriteError::new(topic, &error))
+    }
+
     /// Each refusal removes a part of the record, so there are at most three attempts.
     async fn write_unbatched(&self, topic: &str, mut record: OutgoingRecord<'_>) -> Result<(), KafkaError> {
-        let make = async || RecordWriter::unbatched(&self.0.config);
-        let unbatched = self.0.unbatched.get_or_try_init(make).await?;
+        let unbatched = self.0.unbatched().await?;
         let _turn = self.0.permits.acquire().await.expect("the turns are never closed");
         loop {
             let Err(error) = unbatched.send(topic, record.clone()).await else { return Ok(()) };

@@ -110,7 +110,14 @@ impl DeliveryTask {
             let entries = || store.iter().map(entry).collect();
             let StoreResult { refused, reason, returned } =
                 self.store(store.len(), entries, &pending_outputs).await?;
-            self.trace.counts.stored += store.len() - refused.len();
+            store.retain(|(at, _)| !refused.contains(&absent[*at].user));
+            self.trace.counts.stored += store.len();
+            failed.add(refused, reason);
+            let kept = store.iter().map(|(at, retention)| {
+                let cause = (*at < decided_for).then_some(absent[*at].cause);
+                (&absent[*at].user, cause, *retention)
+            });
+            let StoreResult { refused, reason, .. } = self.archive(&message, kept).await?;
             failed.add(refused, reason);
             self.hand_over(&message, &returned).await?;
         }

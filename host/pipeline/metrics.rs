@@ -263,7 +263,7 @@ impl Metrics {
         let count = held_back + 1;
         match reason.stage {
             // An operator has to act on these: recipients did not get the message.
-            Stage::Resolve | Stage::Deliver | Stage::Offline => {
+            Stage::Resolve | Stage::Deliver | Stage::Offline | Stage::Archive => {
                 error!(%id, stage, count, reason = reason_text, "a record could not be delivered and was written to the dead-letter topic; `count` since the last such line");
             }
             Stage::Decode => {

@@ -23,6 +23,7 @@
 mod absent;
 mod absent_budget;
 mod age;
+mod archiving;
 mod batch;
 mod cached_routes;
 mod call;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::archive::ArchiveTopic;
 use crate::comets::Fleet;
 use crate::dead_letter::DeadLetters;
 use crate::guard::Guards;
@@ -33,6 +34,8 @@ pub struct Pipeline {
     pub absent_budget: AbsentBudget,
     /// Notifies other channels about absent users.
     pub notifier: Notifier,
+    /// Keeps stored messages for longer than inboxes, if that is configured.
+    pub archive: Option<ArchiveTopic>,
     /// What happens for absent recipients when no policy decides.
     pub offline: inbox::Config,
     /// Writes dead letters.

@@ -19,6 +19,7 @@ pub mod history;
 pub mod hostile_redis;
 pub mod http;
 pub mod kafka;
+pub mod mariadb;
 pub mod peers;
 pub mod proxy;
 pub mod redis;

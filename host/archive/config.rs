@@ -1,0 +1,162 @@
+//! The `[archive]` section.
+
+use std::str::FromStr as _;
+use std::time::Duration;
+
+use sqlx::mysql::MySqlConnectOptions;
+
+use crate::kafka::topic_problem;
+
+/// The `[archive]` section.
+#[derive(Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Whether each message that is stored for absent users is also written to `topic`, before its
+    /// record is settled.
+    pub enabled: bool,
+    /// The topic between gateways and archivers, on the brokers of `[kafka]`.
+    pub topic: String,
+    /// The consumer group of the archivers.
+    pub group: String,
+    /// The database: `mysql://user:password@host[:port]/database`. Gateways with a URL archive as
+    /// well; without one, `halley archive` has to run elsewhere. `ssl-mode` (`REQUIRED`, `VERIFY_CA`,
+    /// `VERIFY_IDENTITY`), `ssl-ca`, `ssl-cert` and `ssl-key` are its properties for TLS.
+    pub url: String,
+    /// How long messages are kept, counted from the day on which they were sent.
+    #[serde(with = "humantime_serde")]
+    pub retention: Duration,
+    /// Maximum number of rows in a transaction.
+    pub max_rows: usize,
+    /// How long a transaction waits to be filled.
+    #[serde(with = "humantime_serde")]
+    pub max_wait: Duration,
+    /// Timeout of connecting, including TLS and login.
+    #[serde(with = "humantime_serde")]
+    pub connect_timeout: Duration,
+    /// Timeout of a transaction; after it the connection is dropped, and the rows are written again.
+    #[serde(with = "humantime_serde")]
+    pub write_timeout: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            topic: "push.archive".to_owned(),
+            group: "halley-archive".to_owned(),
+            url: String::new(),
+            retention: Duration::from_secs(90 * 24 * 3600),
+            max_rows: 5000,
+            max_wait: Duration::from_secs(5),
+            connect_timeout: Duration::from_secs(5),
+            write_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// The URL contains a password.
+impl std::fmt::Debug for Config {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Config")
+            .field("enabled", &self.enabled)
+            .field("topic", &self.topic)
+            .field("group", &self.group)
+            .field("retention", &self.retention)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A `[archive] url` that cannot be used. The message does not repeat it: it may contain a password.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidUrl {
+    /// There is none.
+    #[error("`archive.url` is empty; set it to mysql://user:password@host/database")]
+    Missing,
+    /// Another scheme, or no URL.
+    #[error(
+        "`archive.url` is invalid; expected mysql://user:password@host[:port]/database[?ssl-mode=VERIFY_IDENTITY&ssl-ca=/path/to/ca.pem], with special characters of the password percent-encoded"
+    )]
+    Malformed,
+    /// No database is named.
+    #[error("`archive.url` names no database; expected mysql://user:password@host[:port]/database")]
+    NoDatabase,
+}
+
+impl Config {
+    /// Whether this process has a database to archive to.
+    pub fn has_database(&self) -> bool {
+        !self.url.is_empty()
+    }
+
+    /// How to connect.
+    ///
+    /// # Errors
+    /// When the URL cannot be used.
+    pub(super) fn connect_options(&self) -> Result<MySqlConnectOptions, InvalidUrl> {
+        if self.url.is_empty() {
+            return Err(InvalidUrl::Missing);
+        }
+        if !self.url.starts_with("mysql://") && !self.url.starts_with("mariadb://") {
+            return Err(InvalidUrl::Malformed);
+        }
+        let options = MySqlConnectOptions::from_str(&self.url).map_err(|_| InvalidUrl::Malformed)?;
+        if options.get_database().is_none_or(str::is_empty) {
+            return Err(InvalidUrl::NoDatabase);
+        }
+        Ok(options)
+    }
+
+    /// Mistakes in the values, one sentence each.
+    pub fn validate(&self) -> Vec<String> {
+        let mut problems: Vec<String> = topic_problem("archive.topic", &self.topic).into_iter().collect();
+        if self.group.is_empty() {
+            problems
+                .push("`archive.group` is empty; archivers that share the topic share a group".to_owned());
+        }
+        if self.has_database() {
+            problems.extend(self.connect_options().err().map(|error| error.to_string()));
+        }
+        if self.retention < DAY {
+            problems.push("`archive.retention` must be at least 1day: whole days are dropped".to_owned());
+        }
+        if self.max_rows == 0 {
+            problems.push("`archive.max_rows` is 0; it must be at least 1".to_owned());
+        }
+        for (key, value) in [("connect_timeout", self.connect_timeout), ("write_timeout", self.write_timeout)]
+        {
+            if value.is_zero() {
+                problems.push(format!("`archive.{key}` is zero; nothing would ever be written"));
+            }
+        }
+        problems
+    }
+}
+
+/// The length of a day partition.
+pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mistakes_are_named_and_passwords_are_not() {
+        assert_eq!(Config::default().validate(), [""; 0]);
+        let with = |url: &str| Config { url: url.to_owned(), ..Config::default() }.validate().join(" ");
+        for (url, expected) in [
+            ("postgres://ann:hunter2@db/halley", "expected mysql://"),
+            ("mysql://ann:hunter2@db:port/halley", "expected mysql://"),
+            ("mysql://ann:hunter2@db?ssl-mode=SOMETIMES", "expected mysql://"),
+            ("mysql://ann:hunter2@db", "names no database"),
+            ("mysql://ann:hunter2@db/", "names no database"),
+        ] {
+            let problems = with(url);
+            assert!(problems.contains(expected) && !problems.contains("hunter2"), "{url}: {problems}");
+        }
+        let secret = Config { url: "mysql://ann:hunter2@db/halley".into(), ..Config::default() };
+        assert_eq!(secret.validate(), [""; 0]);
+        assert!(!format!("{secret:?}").contains("hunter2"));
+        let odd = Config { max_rows: 0, retention: DAY / 2, topic: "a b".into(), ..Config::default() };
+        assert_eq!(odd.validate().len(), 3, "{:?}", odd.validate());
+    }
+}

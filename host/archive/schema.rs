@@ -1,0 +1,120 @@
+//! The archive's tables, and their versions.
+//!
+//! `halley archive init` creates and migrates them, in steps that are never changed once released.
+
+use std::time::SystemTime;
+
+use sqlx::mysql::MySqlConnection;
+use sqlx::{AssertSqlSafe, Row as _};
+
+use super::database::{Database, DatabaseError};
+use super::{Config, day_partitions};
+use crate::time;
+
+/// The table of messages.
+pub(super) const TABLE: &str = "halley_inbox";
+
+/// The version of the tables that this program reads and writes.
+pub(super) const VERSION: i64 = STEPS.len() as i64;
+
+/// The steps from each version to the next. `{days}` stands for the partitions of the present days.
+const STEPS: [&[&str]; 1] = [&[
+    // The primary key is a message's identity, its position in pages, and has the partitions' column.
+    // Ids are bytes: no collation treats two of them as equal.
+    "CREATE TABLE IF NOT EXISTS halley_inbox (
+  user VARBINARY(255) NOT NULL,
+  sent_ms BIGINT NOT NULL,
+  topic VARBINARY(249) NOT NULL,
+  part INT NOT NULL,
+  off BIGINT NOT NULL,
+  fingerprint BIGINT UNSIGNED NOT NULL,
+  operation INT NOT NULL,
+  room VARBINARY(255) NOT NULL,
+  body LONGBLOB NOT NULL,
+  stored_ms BIGINT NOT NULL,
+  expires_ms BIGINT NOT NULL,
+  cause VARBINARY(32) NOT NULL,
+  PRIMARY KEY (user, sent_ms, topic, part, off, fingerprint)
+) ENGINE = InnoDB
+PARTITION BY RANGE (sent_ms) (
+  {days}
+)",
+    // Users who were erased: what was stored before is never written again.
+    "CREATE TABLE IF NOT EXISTS halley_erased (
+  user VARBINARY(255) NOT NULL PRIMARY KEY,
+  erased_ms BIGINT NOT NULL
+) ENGINE = InnoDB",
+]];
+
+const VERSIONS: &str = "CREATE TABLE IF NOT EXISTS halley_archive_version (
+  version BIGINT NOT NULL PRIMARY KEY
+) ENGINE = InnoDB";
+
+/// All statements from an empty database to the present version.
+pub fn statements() -> Vec<String> {
+    let steps = (0..VERSION).flat_map(step);
+    std::iter::once(VERSIONS.to_owned()).chain(steps).collect()
+}
+
+/// The statements that lead from this version to the next.
+fn step(from: i64) -> Vec<String> {
+    let days = day_partitions::definition(time::to_record_ms(SystemTime::now()));
+    let step = usize::try_from(from).ok().and_then(|from| STEPS.get(from)).copied().unwrap_or_default();
+    let mut statements: Vec<String> = step.iter().map(|text| text.replace("{days}", &days)).collect();
+    statements.push(format!("INSERT INTO halley_archive_version (version) VALUES ({})", from + 1));
+    statements
+}
+
+/// Creates the tables, or migrates them. Returns the versions before and after.
+///
+/// # Errors
+/// If the database is unreachable or refuses, or its tables are newer.
+pub async fn init(config: &Config) -> anyhow::Result<(i64, i64)> {
+    let database = Database::new(config)?;
+    let mut connection = database.connect().await?;
+    let refused = |error: sqlx::Error| DatabaseError::of(&error);
+    sqlx::query(VERSIONS).execute(&mut connection).await.map_err(refused)?;
+    let before = version(&mut connection).await.map_err(refused)?;
+    if before > VERSION {
+        return Err(DatabaseError::Version { found: before, expected: VERSION }.into());
+    }
+    for from in before..VERSION {
+        // Statements that define tables end transactions: each can be repeated instead.
+        for statement in step(from) {
+            sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await.map_err(refused)?;
+        }
+    }
+    database.close(connection).await;
+    Ok((before, VERSION))
+}
+
+/// Checks that the database can be used.
+///
+/// # Errors
+/// What is wrong, and how to fix it.
+pub async fn probe(config: &Config) -> anyhow::Result<String> {
+    let database = Database::new(config)?;
+    let mut connection = database.connect().await?;
+    check(&mut connection).await?;
+    database.close(connection).await;
+    Ok(format!("its tables have version {VERSION}"))
+}
+
+async fn version(connection: &mut MySqlConnection) -> sqlx::Result<i64> {
+    let newest = sqlx::query("SELECT MAX(version) FROM halley_archive_version");
+    let newest: Option<i64> = newest.fetch_one(connection).await?.try_get(0)?;
+    Ok(newest.unwrap_or(0))
+}
+
+/// Checks that the tables are there, of this version.
+///
+/// # Errors
+/// What is missing.
+pub(super) async fn check(connection: &mut MySqlConnection) -> Result<(), DatabaseError> {
+    let found = version(connection).await.map_err(|error| DatabaseError::of(&error))?;
+    match found {
+        VERSION => Ok(()),
+        0 => Err(DatabaseError::NotInitialized),
+        _ => Err(DatabaseError::Version { found, expected: VERSION }),
+    }
+}

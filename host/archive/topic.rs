@@ -1,0 +1,59 @@
+//! The gateway's side: writes stored messages to the archive topic.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio::sync::Semaphore;
+
+use super::metrics::TopicMetrics;
+use super::record::{ArchiveRecipient, encode};
+use crate::kafka::{OutgoingRecord, Producer, WriteError};
+use crate::message::Message;
+use crate::time;
+
+/// Writes stored messages to the archive topic. Cheap to clone.
+#[derive(Clone)]
+pub struct ArchiveTopic {
+    producer: Producer,
+    topic: Arc<str>,
+    metrics: TopicMetrics,
+    /// Kibibytes that may be in flight.
+    in_flight: Arc<Semaphore>,
+}
+
+/// Maximum volume in flight to the broker over all messages, so that a backlog is not mistaken for an
+/// unresponsive broker.
+const KIBIBYTES: usize = 16 * 1024;
+
+impl ArchiveTopic {
+    /// The topic of this name.
+    pub fn new(producer: Producer, topic: &str, metrics: TopicMetrics) -> Self {
+        Self { producer, topic: topic.into(), metrics, in_flight: Arc::new(Semaphore::new(KIBIBYTES)) }
+    }
+
+    /// Appends a message with users for whom it was stored: one record. Returns after all in-sync
+    /// replicas have it.
+    ///
+    /// # Errors
+    /// If the brokers did not confirm it. [`WriteError::refusal`] tells whether the topic will never
+    /// accept it.
+    pub async fn append(
+        &self,
+        message: &Message,
+        recipients: &[ArchiveRecipient<'_>],
+    ) -> Result<(), WriteError> {
+        let value = encode(message, recipients, time::to_record_ms(SystemTime::now()));
+        let size = (value.len() / 1024 + 1).min(KIBIBYTES) as u32;
+        // The semaphore is never closed.
+        let _permit = self.in_flight.acquire_many(size).await.ok();
+        let record = OutgoingRecord {
+            key: message.record.key.as_deref().map(Into::into),
+            value: Some(value.into()),
+            timestamp_ms: message.record.timestamp_ms,
+            ..OutgoingRecord::default()
+        };
+        self.producer.write_whole(&self.topic, record).await?;
+        self.metrics.messages.inc_by(recipients.len() as u64);
+        Ok(())
+    }
+}

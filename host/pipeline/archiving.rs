@@ -1,0 +1,57 @@
+//! Writes a message that was stored for absent users to the archive topic.
+
+use std::time::{Duration, SystemTime};
+
+use crate::archive::{self, ArchiveRecipient};
+use crate::decision::AbsenceCause;
+use crate::inbox::StoreResult;
+use crate::message::{Message, UserId};
+use crate::pipeline::delivery_task::DeliveryTask;
+use crate::pipeline::retry::{Cancelled, retry_until_cancelled};
+use crate::stalls::StallStage;
+use crate::time::to_record_ms;
+
+impl DeliveryTask {
+    /// Archives a message for the users for whom it was stored, each with the reason (none if it is
+    /// always stored) and the retention that a policy asked for. Returns the users for whom the
+    /// archive can never have it, and why.
+    pub(super) async fn archive(
+        &self,
+        message: &Message,
+        stored: impl Iterator<Item = (&UserId, Option<AbsenceCause>, Option<Duration>)>,
+    ) -> Result<StoreResult, Cancelled> {
+        let mut outcome = StoreResult::default();
+        let Some(archive) = &self.pipeline.archive else { return Ok(outcome) };
+        let now = to_record_ms(SystemTime::now());
+        let expires_ms = |retention: Duration| {
+            now.saturating_add(i64::try_from(retention.as_millis()).unwrap_or(i64::MAX))
+        };
+        let mut recipients = Vec::new();
+        for (user, cause, retention) in stored {
+            match archive::refusal(message, user) {
+                None => {
+                    recipients.push(ArchiveRecipient { user, cause, expires_ms: retention.map(expires_ms) })
+                }
+                Some(why) => {
+                    outcome.refused.push(user.clone());
+                    outcome.reason.get_or_insert(why);
+                }
+            }
+        }
+        if recipients.is_empty() {
+            return Ok(outcome);
+        }
+        let write = || async {
+            match archive.append(message, &recipients).await {
+                Ok(()) => Ok(None),
+                Err(refused) if refused.refusal.is_some() => Ok(Some(refused.to_string())),
+                Err(error) => Err(error),
+            }
+        };
+        if let Some(why) = retry_until_cancelled(self.hold(), StallStage::Archive, write).await? {
+            outcome.refused.extend(recipients.iter().map(|recipient| recipient.user.clone()));
+            outcome.reason.get_or_insert(why);
+        }
+        Ok(outcome)
+    }
+}

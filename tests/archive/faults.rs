@@ -1,0 +1,134 @@
+//! Faults of the archive's database and of archivers: nothing is lost, nothing is there twice, and one
+//! bad row holds up nothing.
+
+use std::time::Duration;
+
+use super::{absent_room, archiving, warnings};
+use crate::support::child_process::ChildProcess;
+use crate::support::comet::FakeComet;
+use crate::support::gateway::quoted;
+use crate::support::kafka::kafka;
+use crate::support::mariadb::MariaDb;
+use crate::support::redis::Redis;
+use crate::support::{PATIENCE, eventually, eventually_eq, folder};
+
+/// The database is killed, silent, and read-only, one after the other. Meanwhile users who are online
+/// receive their messages, and everything is archived once it is back.
+#[tokio::test]
+async fn an_unusable_database_holds_up_only_the_archive() {
+    let Some(mut database) = MariaDb::start("an_unusable_database").await else { return };
+    let (redis, comet) = (Redis::start().await, FakeComet::start().await);
+    absent_room(&redis, "lobby", 2).await;
+    redis.join("lobby", "conn_live", "live", comet.address()).await;
+    let (topic, settings) = archiving("archive-down", &database, &redis).await;
+    let settings = settings.set("archive", "write_timeout", quoted("1s")).set(
+        "archive",
+        "connect_timeout",
+        quoted("1s"),
+    );
+    let gateway = settings.start().await;
+    let mut sent = 0;
+    for fault in ["killed", "silent", "read-only"] {
+        match fault {
+            "killed" => database.stop(),
+            "silent" => database.signal("STOP"),
+            _ => database.run("SET GLOBAL read_only = 1").await,
+        }
+        for _ in 0..20 {
+            sent += 1;
+            kafka().produce_room(&topic, "lobby", &format!("message {sent}")).await;
+        }
+        // Delivered and stored in Redis, whatever the database does.
+        gateway.wait_until_settled(&topic).await;
+        eventually_eq("live deliveries", sent, async || comet.deliveries().len()).await;
+        let warned = async || {
+            let ready = gateway.get("/readyz").await;
+            assert_eq!(ready.status, 200, "{}", ready.body);
+            warnings(&gateway).await.contains("the archive's database").then_some(())
+        };
+        eventually(format_args!("a warning while it is {fault}"), PATIENCE, warned).await;
+        match fault {
+            "killed" => database.restart().await,
+            "silent" => database.signal("CONT"),
+            _ => database.run("SET GLOBAL read_only = 0").await,
+        }
+        eventually_eq("archived rows", 2 * sent as i64, async || database.archived().await).await;
+        let recovered = async || (!warnings(&gateway).await.contains("archive")).then_some(());
+        eventually("no warning", PATIENCE, recovered).await;
+    }
+}
+
+#[tokio::test]
+async fn a_refused_row_becomes_a_dead_letter_and_holds_up_nothing() {
+    let Some(database) = MariaDb::start("a_refused_row").await else { return };
+    let redis = Redis::start().await;
+    absent_room(&redis, "lobby", 40).await;
+    let (topic, settings) = archiving("archive-row", &database, &redis).await;
+    database
+        .run(
+            "CREATE TRIGGER halley.refuse BEFORE INSERT ON halley.halley_inbox FOR EACH ROW \
+             IF NEW.user = 'user_7' THEN SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'not this one'; END IF",
+        )
+        .await;
+    let gateway = settings.start().await;
+    for n in 0..5 {
+        kafka().produce_room(&topic, "lobby", &format!("message {n}")).await;
+    }
+    gateway.wait_until_settled(&topic).await;
+    eventually_eq("archived rows", 5 * 39, async || database.archived().await).await;
+    let letters = eventually("dead letters", PATIENCE, async || {
+        let letters = kafka().read_all(&format!("{topic}.dead-letter"));
+        (letters.len() == 5).then_some(letters)
+    });
+    for letter in letters.await {
+        assert_eq!(letter.header("halley-stage").unwrap_or_default(), "archive");
+        assert_eq!(letter.header("halley-origin-topic").unwrap_or_default(), format!("{topic}.archive"));
+        assert!(
+            letter.header("halley-reason").unwrap_or_default().contains("not this one"),
+            "{}",
+            letter.header("halley-reason").unwrap_or_default()
+        );
+    }
+    assert_eq!(gateway.metric("halley_archive_rows_total{outcome=\"refused\"}").await, Some(5.0));
+}
+
+/// `halley archive` as processes of their own, killed again and again while gateways store.
+#[tokio::test]
+async fn killed_archivers_lose_and_repeat_nothing() {
+    let Some(database) = MariaDb::start("killed_archivers").await else { return };
+    let redis = Redis::start().await;
+    absent_room(&redis, "lobby", 5).await;
+    let (topic, settings) = archiving("archive-killed", &database, &redis).await;
+    let gateway = settings.clone().set("archive", "url", quoted("")).start().await;
+    let settings = settings.set("archive", "max_rows", 7).set("kafka", "session_timeout", quoted("6s"));
+    let start = |settings: &crate::support::gateway::Gateway| {
+        let folder = folder("archiver");
+        let file = folder.path().join("halley.toml");
+        std::fs::write(&file, settings.toml()).expect("written");
+        let args = ["archive", "--config", &file.display().to_string()].map(str::to_owned);
+        ChildProcess::start(env!("CARGO_BIN_EXE_halley"), &args, folder).expect("starts")
+    };
+    let mut archivers = [start(&settings), start(&settings)];
+    let mut sent = 0;
+    for round in 0..6 {
+        for _ in 0..25 {
+            sent += 1;
+            kafka().produce_room(&topic, "lobby", &format!("message {sent}")).await;
+        }
+        let before = database.archived().await;
+        let progress = async || (database.archived().await > before || round == 0).then_some(());
+        eventually("progress", PATIENCE, progress).await;
+        archivers[round % 2].kill();
+        archivers[round % 2] = start(&settings);
+    }
+    gateway.wait_until_settled(&topic).await;
+    let archived = async || (database.archived().await == 5 * sent).then_some(());
+    eventually("everything to be archived", PATIENCE * 2, archived).await;
+    let distinct = "SELECT COUNT(DISTINCT user, body) FROM halley_inbox";
+    assert_eq!(database.number(distinct).await, 5 * sent);
+    for mut archiver in archivers {
+        archiver.signal("TERM");
+        let ended = archiver.wait(Duration::from_secs(20)).await;
+        assert!(ended.is_some_and(|status| status.success()), "{ended:?}: {}", archiver.log());
+    }
+}
