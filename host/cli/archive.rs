@@ -27,7 +27,7 @@ enum Command {
     /// Creates the tables, or migrates them to this release.
     ///
     /// The database itself has to exist. The user needs CREATE, ALTER and DROP (for day partitions),
-    /// INSERT, SELECT and DELETE on it.
+    /// SELECT, INSERT, UPDATE and DELETE on it.
     Init(InitArgs),
 }
 
