@@ -107,7 +107,7 @@ impl InFlightCall {
     /// Parks what has to wait behind parked calls, and splits what cannot be one call.
     pub(super) fn divide(&mut self, parked: &mut ParkedQueue, held: &HeldKeys, now: Instant) {
         while let Some(call) = self.calls.front() {
-            if call.is_divided && !ParkedQueue::is_held(call, held) {
+            if call.is_divided && !parked.has_to_wait(call, held) {
                 break;
             }
             let Some(call) = self.calls.pop_front() else { return };

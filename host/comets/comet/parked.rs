@@ -57,6 +57,12 @@ impl ParkedCalls {
         let (calls, waits_for) = (VecDeque::new(), WaitsFor::Release);
         Self { calls, failures: 0, last_error: None, was_held: true, waits_for }
     }
+
+    /// Adds a call in its place: one that a stream had may come back after later ones.
+    fn insert(&mut self, call: QueuedCall) {
+        let at = self.calls.partition_point(|other| other.number <= call.number);
+        self.calls.insert(at, call);
+    }
 }
 
 #[derive(Debug)]
@@ -137,11 +143,13 @@ impl ParkedQueue {
 
     /// Whether a call has to wait for the release of its key.
     pub(super) fn is_held(call: &QueuedCall, held: &HeldKeys) -> bool {
-        if held.is_empty() {
-            return false;
-        }
-        let room = call.room.clone().map(OrderKey::Room);
-        room.into_iter().chain(OrderKey::of(&call.target)).any(|key| held.holds(&key, call.number))
+        !held.is_empty() && order_keys(call).any(|key| held.holds(&key, call.number))
+    }
+
+    /// Whether a call has to wait behind parked calls, or for the release of its key.
+    pub(super) fn has_to_wait(&self, call: &QueuedCall, held: &HeldKeys) -> bool {
+        let may_wait = !self.waiting.is_empty() || !held.is_empty();
+        may_wait && order_keys(call).any(|key| self.is_behind(&key, call.number, held))
     }
 
     /// Removes the parked calls of a key. From now on the caller holds the key's order.
@@ -180,8 +188,7 @@ impl ParkedQueue {
         now: Instant,
     ) {
         if let Some(waiting) = self.ahead_of(&call, held) {
-            waiting.calls.push_back(call);
-            return;
+            return waiting.insert(call);
         }
         call.is_divided = true;
         let limit = MAX_REQUEST.saturating_sub(call.payload().len()).max(MIN_KEYS);
@@ -210,7 +217,7 @@ impl ParkedQueue {
         let mut parts = call.split(groups);
         for part in parts.split_off(now_called) {
             match self.ahead_of(&part, held) {
-                Some(waiting) => waiting.calls.push_back(part),
+                Some(waiting) => waiting.insert(part),
                 None => parts.push(part),
             }
         }
@@ -226,14 +233,20 @@ impl ParkedQueue {
         if self.waiting.is_empty() && held.is_empty() {
             return None;
         }
-        let mut keys = call.room.clone().map(OrderKey::Room).into_iter().chain(OrderKey::of(&call.target));
-        let key = keys.find(|key| self.is_behind(key, call.number, held))?;
+        let key = order_keys(call).find(|key| self.is_behind(key, call.number, held))?;
         Some(self.waiting.entry(key).or_insert_with(ParkedCalls::held))
     }
 
+    /// Only behind earlier calls: the message that a parked one waits for may wait for this one.
     fn is_behind(&self, key: &OrderKey, number: u64, held: &HeldKeys) -> bool {
-        self.waiting.contains_key(key) || held.holds(key, number)
+        let first = self.waiting.get(key).and_then(|waiting| waiting.calls.front());
+        first.is_some_and(|first| first.number < number) || held.holds(key, number)
     }
+}
+
+/// The keys under which a call may be parked.
+fn order_keys(call: &QueuedCall) -> impl Iterator<Item = OrderKey> {
+    call.room.clone().map(OrderKey::Room).into_iter().chain(OrderKey::of(&call.target))
 }
 
 /// Connections in their order, in groups that fit in this many bytes of a request.

@@ -173,3 +173,31 @@ async fn nothing_waits_behind_an_open_breaker() {
     assert_eq!(fleet.status()[0].breaker, BreakerState::Open);
     assert!(keeper.0.lock().iter().all(|(_, _, hold)| hold.is_some()), "they keep their order");
 }
+
+/// A stream ends while a later message waits for the release of its room: what the stream had must not
+/// get behind that one, since the message that holds the room may wait for it.
+#[tokio::test]
+async fn what_a_stream_had_is_not_behind_later_messages() {
+    let (comet, fleet) = (FakeComet::start_streaming(), fleet(&config(), TIMING));
+    let send =
+        |target: CallTarget, id: &str| fleet.send_now(request(&fleet, &comet.address, target, "x", id));
+    let first = send(room(), "1");
+    let mut stream = comet.welcomed().await;
+    stream.messages(1).await;
+    stream.acknowledge(1);
+    assert_eq!(first.await, CallOutcome::Acknowledged);
+    let second = send(room(), "2");
+    stream.messages(1).await;
+    let known = fleet.usable(&request(&fleet, &comet.address, room(), "x", "")).expect("it was called");
+    let hold = known.state.hold_behind_queue(&room(), None);
+    let mut third = send(room(), "3");
+    let other = send(CallTarget::Room("other".into()), "4");
+    assert_eq!(stream.messages(1).await[0].id, "4", "the third one has been parked before");
+    stream.fail(Status::unavailable("no more"));
+    assert_eq!((second.await, other.await), (CallOutcome::Acknowledged, CallOutcome::Acknowledged));
+    assert_eq!(futures_util::future::poll_immediate(&mut third).await, None, "its room is held");
+    drop(hold);
+    assert_eq!(third.await, CallOutcome::Acknowledged);
+    let ids: Vec<_> = comet.calls().into_iter().flat_map(|call| call.ids).collect();
+    assert!(ids.iter().position(|id| id == "2") < ids.iter().position(|id| id == "3"), "{ids:?}");
+}
