@@ -61,7 +61,7 @@ impl PatternMatches {
         let own = own.concat();
         ensure!(
             !self.topics.is_empty(),
-            "it matches no topic{own}; create one, or check the pattern (a topic that is created later is found within 5 minutes, see `topic.metadata.refresh.interval.ms`)"
+            "it matches no topic{own}; create one, or check the pattern (a topic that is created later is found within `topic.metadata.refresh.interval.ms`, 10 s by default)"
         );
         if let Some(kafkas) = self.topics.iter().find(|topic| topic.starts_with("__")) {
             anyhow::bail!(

@@ -48,6 +48,9 @@ pub(super) struct LiveStream {
     /// Whether the comet has acknowledged something since a batch was sent, and at all.
     acknowledged: bool,
     has_progress: bool,
+    /// How many more messages are sent one at a time, and whether the last one was.
+    send_alone: usize,
+    was_alone: bool,
     phase: Phase,
 }
 
@@ -81,6 +84,8 @@ pub(super) struct Leftovers {
     pub(super) probe: Option<(OrderToken, AttemptPermit)>,
     /// Whether the comet acknowledged anything.
     pub(super) has_progress: bool,
+    /// Whether the only message that was sent had to be alone.
+    pub(super) was_alone: bool,
 }
 
 impl LiveStream {
@@ -99,8 +104,15 @@ impl LiveStream {
             pinged_at: None,
             acknowledged: false,
             has_progress: false,
+            send_alone: 0,
+            was_alone: false,
             phase: Phase::Open,
         }
+    }
+
+    /// The next messages, this many, are sent one at a time.
+    pub(super) fn send_alone(&mut self, messages: usize) {
+        self.send_alone = messages;
     }
 
     /// The messages behind it probe the comet. They keep the order of their keys meanwhile.
@@ -139,10 +151,12 @@ impl LiveStream {
             let mut written = 0;
             for message in call.messages() {
                 let bytes = message.payload.body_len();
-                let is_allowed = self.window.allows(bytes) && limit.allows(self.window.unsettled());
+                let is_allowed = self.window.allows(bytes) && self.has_room(limit, written);
                 if !is_allowed || self.writer.is_full() {
                     break;
                 }
+                self.was_alone = self.send_alone > 0;
+                self.send_alone = self.send_alone.saturating_sub(1);
                 let seq = self.window.take_credit(bytes);
                 self.writer.push(&call.outgoing(message, seq, self.with_ids));
                 written += 1;
@@ -251,7 +265,14 @@ impl LiveStream {
     fn may_send(&self, limit: &ConcurrencyLimit) -> bool {
         let bytes = self.waiting.front().map_or(0, |call| call.payload().body_len());
         let is_open = self.phase == Phase::Open && self.stream.is_writable();
-        is_open && self.window.allows(bytes) && limit.allows(self.window.unsettled())
+        is_open && self.window.allows(bytes) && self.has_room(limit, 0)
+    }
+
+    /// Whether another message may be out, after this many that are being written.
+    fn has_room(&self, limit: &ConcurrencyLimit, written: usize) -> bool {
+        let unsettled = self.window.unsettled();
+        let is_alone = self.send_alone > 0 || self.was_alone;
+        limit.allows(unsettled) && (unsettled + written == 0 || !is_alone)
     }
 
     /// Whether it is meant to end.
@@ -288,7 +309,8 @@ impl LiveStream {
         let sent = self.window.unsettled();
         let calls = self.window.into_unsettled().flat_map(QueuedCall::into_singles).chain(self.waiting);
         let calls = calls.collect();
-        Leftovers { calls, sent, probe: self.probe, has_progress: self.has_progress }
+        let was_alone = self.was_alone && sent == 1;
+        Leftovers { calls, sent, probe: self.probe, has_progress: self.has_progress, was_alone }
     }
 }
 

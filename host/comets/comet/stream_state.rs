@@ -36,6 +36,8 @@ pub(super) struct Streaming {
     pub(super) fruitless: u32,
     /// Until when nothing is sent, after a stream that ended without an acknowledgement.
     pub(super) held_until: Option<Instant>,
+    /// How many messages the next stream sends one at a time: one of them ended the last one.
+    pub(super) send_alone: usize,
     pub(super) ask_again_at: Option<Instant>,
     pub(super) asking: Option<BoxFuture<'static, Result<Offered, CallFailure>>>,
     /// Reused.
@@ -60,6 +62,7 @@ impl Streaming {
             failures: 0,
             fruitless: 0,
             held_until: None,
+            send_alone: 0,
             ask_again_at: None,
             asking: None,
             frames: Vec::new(),

@@ -15,6 +15,8 @@ pub(super) struct Verdict {
     pub(super) is_timeout: bool,
     /// Whether the channel stays, for calls.
     pub(super) keeps_channel: bool,
+    /// Whether one of the messages that were out is at fault.
+    pub(super) is_refusal: bool,
 }
 
 impl Verdict {
@@ -25,6 +27,7 @@ impl Verdict {
             is_away: false,
             is_timeout: false,
             keeps_channel: false,
+            is_refusal: false,
         };
         match over {
             Over::Drained => verdict(None, "the comet went away".to_owned()),
@@ -61,6 +64,14 @@ impl Verdict {
             }
             Err(_) => false,
         };
+        // As servers answer a message that is too large, or that they cannot read.
+        let is_refusal = match &status {
+            Err(CallFailure::Status { code, .. }) => {
+                use tonic::Code::{InvalidArgument, OutOfRange, ResourceExhausted};
+                leftovers.sent > 0 && matches!(code, InvalidArgument | OutOfRange | ResourceExhausted)
+            }
+            _ => false,
+        };
         let is_fine = is_ending || (goes_away && (leftovers.has_progress || leftovers.sent == 0));
         Self {
             failure: (!is_fine).then_some(StreamFailure::error),
@@ -68,6 +79,7 @@ impl Verdict {
             is_away: false,
             is_timeout: false,
             keeps_channel: !is_fine,
+            is_refusal,
         }
     }
 }

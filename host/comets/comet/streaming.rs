@@ -29,7 +29,6 @@ use super::call::{InFlightCall, OrderItem};
 use super::live_stream::{Leftovers, LiveStream, Over};
 use super::stream_state::StreamEvent;
 use super::stream_verdict::Verdict;
-use crate::comets::DeliveryMode;
 use crate::comets::breaker::BreakerState;
 use crate::comets::channel::CometClient;
 use crate::comets::grpc::CallFailure;
@@ -39,6 +38,7 @@ use crate::comets::retry;
 use crate::comets::source::ChannelMode;
 use crate::comets::stream::open::{Declined, Offered, StreamEnd, StreamNews};
 use crate::comets::stream::window::Progress;
+use crate::comets::{CallOutcome, DeliveryMode};
 use crate::telemetry::LogThrottle;
 
 /// After this many streams in a row that were declined or failed, a warning is logged.
@@ -94,6 +94,7 @@ impl Actor {
     fn begin_stream(&mut self, now: Instant) {
         let Some(stream) = self.streaming.next.take() else { return };
         let mut live = LiveStream::new(stream, self.timing, self.with_ids, now);
+        live.send_alone(std::mem::take(&mut self.streaming.send_alone));
         if self.breaker.state() != BreakerState::Closed {
             // One call probes the comet; the others fail while it does.
             let permit = self.breaker.admit(now);
@@ -328,8 +329,8 @@ impl Actor {
     }
 
     fn act_on(&mut self, verdict: Verdict, leftovers: Leftovers, now: Instant) {
-        let Leftovers { calls, sent, probe, has_progress } = leftovers;
-        let Verdict { failure, why, is_away, is_timeout, keeps_channel } = verdict;
+        let Leftovers { mut calls, mut sent, probe, has_progress, was_alone } = leftovers;
+        let Verdict { failure, why, is_away, is_timeout, keeps_channel, is_refusal } = verdict;
         let comet = &self.active.state.address;
         debug!(%comet, unacknowledged = sent, reason = why, "a stream ended");
         if let Some(reason) = failure {
@@ -345,6 +346,14 @@ impl Actor {
             self.streaming.limit.timed_out(self.timing.request_timeout, now);
         }
         let only = self.streaming.wanted == DeliveryMode::Stream;
+        let is_refusal = only && is_refusal;
+        if is_refusal && was_alone {
+            calls.pop_front().into_iter().for_each(|call| call.settle(&CallOutcome::Refused(why.clone())));
+            sent = 0;
+        } else if is_refusal {
+            // Calls are not wanted, and their answers would tell which message is at fault.
+            self.streaming.send_alone = sent;
+        }
         if keeps_channel && !only {
             // Calls take over.
             self.active.state.set_channel_mode(ChannelMode::Unary);
@@ -363,7 +372,7 @@ impl Actor {
                 self.breaker.admit(now)
             }
         };
-        let counts = is_away || is_timeout || (only && failure.is_some());
+        let counts = is_away || is_timeout || (only && failure.is_some() && !is_refusal);
         if let Some(permit) = permit.filter(|_| counts) {
             let change = self.breaker.failed(permit, now, fastrand::f64());
             self.changed(change);

@@ -159,6 +159,8 @@ impl<T: Messages> SendWindow<T> {
         now: Instant,
         mut settle: impl FnMut(T, Settled),
     ) -> Result<Progress, Violation> {
+        // A frame that only names exceptions leaves it as it is: 0 is what an absent field reads as.
+        let acks = Acks { up_to: if acks.up_to == 0 { self.up_to } else { acks.up_to }, ..acks };
         self.check(&acks)?;
         let Acks { up_to, also, missing, refused } = acks;
         let (before, oldest) = (self.unsettled, self.oldest_sent());

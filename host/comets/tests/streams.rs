@@ -452,3 +452,37 @@ async fn a_probe_that_is_cancelled_lets_another_one_probe() {
     assert_eq!(handle.await, CallOutcome::Acknowledged);
     assert_eq!(fleet.status()[0].breaker, BreakerState::Closed);
 }
+
+/// Where calls are not wanted, a message that ends each stream is found and refused; the others arrive.
+#[tokio::test]
+async fn a_message_that_ends_streams_is_found() {
+    let settings = Config { delivery: DeliveryMode::Stream, breaker_failures: 1, ..config() };
+    let (comet, fleet) = (FakeComet::start_streaming(), fleet(&settings, TIMING));
+    let handles = send(&fleet, &comet.address, 20);
+    let serve = async {
+        loop {
+            let mut stream = comet.welcomed().await;
+            let mut accepted = 0;
+            while let Some(frame) = stream.next().await {
+                let to_comet::Frame::Messages(messages) = frame else { continue };
+                if messages.messages.iter().any(|message| message.id == "7") {
+                    stream.fail(Status::resource_exhausted("larger than max"));
+                    break;
+                }
+                accepted += messages.messages.len() as u64;
+                stream.acknowledge(accepted);
+            }
+        }
+    };
+    let outcomes = tokio::select! {
+        outcomes = outcomes(handles) => outcomes,
+        () = serve => unreachable!("it serves for ever"),
+    };
+    for (number, outcome) in outcomes.into_iter().enumerate() {
+        match outcome {
+            CallOutcome::Refused(why) if number == 7 => assert!(why.contains("larger than max"), "{why}"),
+            outcome => assert_eq!((number, outcome), (number, CallOutcome::Acknowledged)),
+        }
+    }
+    assert_eq!(fleet.status()[0].breaker, BreakerState::Closed, "an answer is no failure of the comet");
+}

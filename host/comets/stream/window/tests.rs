@@ -85,6 +85,7 @@ fn a_frame_that_breaks_the_protocol_changes_nothing() {
     let refused = vec![Refused { seq: 6, reason: String::new() }];
     assert_eq!(none(Acks { refused, ..up_to(3) }), named(6));
     assert_eq!(none(up_to(1)), Err(Violation::WentBack { now: 1, before: 2 }));
+    assert_eq!(none(up_to(0)).map(|progress| progress.settled), Ok(0), "nothing new");
     assert_eq!(window.into_unsettled().flatten().collect::<Vec<_>>(), [3]);
 }
 
@@ -177,13 +178,14 @@ proptest! {
                 Step::Acks(acks) => {
                     let mut settled = Vec::new();
                     let result = window.acknowledge(acks.clone(), Instant::now(), |n, _| settled.extend(n));
-                    let named = acks.also.iter().copied().chain([acks.up_to, acks.missing[0].seq, acks.refused[0].seq]);
-                    let is_allowed = named.clone().all(|named| named <= sent) && acks.up_to >= last_up_to;
+                    let up_to = if acks.up_to == 0 { last_up_to } else { acks.up_to };
+                    let named = acks.also.iter().copied().chain([up_to, acks.missing[0].seq, acks.refused[0].seq]);
+                    let is_allowed = named.clone().all(|named| named <= sent) && up_to >= last_up_to;
                     prop_assert_eq!(result.is_ok(), is_allowed);
                     let expected: std::collections::BTreeSet<u64> = if is_allowed {
-                        last_up_to = acks.up_to;
+                        last_up_to = up_to;
                         let named: Vec<u64> = named.collect();
-                        open.iter().copied().filter(|n| *n <= acks.up_to || named.contains(n)).collect()
+                        open.iter().copied().filter(|n| *n <= up_to || named.contains(n)).collect()
                     } else {
                         Default::default()
                     };
