@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use tonic::Status;
 
+use crate::gateway::EraseError;
 use crate::http_server::response::{error_response, retry_later_response};
 
 /// When a client may try again.
@@ -38,6 +39,17 @@ impl ApiError {
     /// This field of the request is not valid.
     pub(super) fn invalid(field: &'static str, why: impl ToString) -> Self {
         Self::Invalid { field, why: why.to_string() }
+    }
+}
+
+impl From<EraseError> for ApiError {
+    fn from(error: EraseError) -> Self {
+        match error {
+            EraseError::Inbox(_) | EraseError::Archive(_) => Self::Unavailable(error.to_string()),
+            EraseError::NoArchive => Self::Unsupported(
+                "this gateway has no `[archive] url`, so it cannot delete what is archived; nothing was deleted",
+            ),
+        }
     }
 }
 

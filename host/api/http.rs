@@ -159,7 +159,7 @@ async fn erase(
 ) -> Result<Response, Response> {
     let user = user_id(&user)?;
     let deleted = service.delete(&caller, &user).await?;
-    Ok(Json(json!({ "deleted": deleted })).into_response())
+    Ok(Json(json!({ "deleted": deleted.inbox, "archived": deleted.archive })).into_response())
 }
 
 fn user_id(text: &str) -> Result<UserId, ApiError> {

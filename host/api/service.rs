@@ -17,7 +17,7 @@ use tracing::info;
 
 use crate::api::access::Caller;
 use crate::api::error::ApiError;
-use crate::gateway::Handle;
+use crate::gateway::{Erased, Handle};
 use crate::http_server::concurrency::{Busy, ConcurrencyLimiter, LimiterConfig};
 use crate::inbox::{Cursor, DeviceId, Page, PageQuery, Standing, Unavailable};
 use crate::message::{ConnectionId, UserId};
@@ -205,13 +205,14 @@ impl InboxService {
         .await
     }
 
-    /// Deletes a user's inbox and positions.
-    pub(super) async fn delete(&self, caller: &Caller, user: &UserId) -> Result<u64, ApiError> {
+    /// Deletes a user's inbox, positions and archive.
+    pub(super) async fn delete(&self, caller: &Caller, user: &UserId) -> Result<Erased, ApiError> {
         self.measured(Operation::Delete, async {
             caller.may_write(user)?;
             let _permit = self.0.reads.next().await.map_err(busy)?;
-            let deleted = self.0.gateway.inbox().erase(user).await?;
-            info!(token = %caller.grant.name, %user, deleted, "an inbox was deleted");
+            let deleted = self.0.gateway.erase(user).await?;
+            let Erased { inbox, archive } = deleted;
+            info!(token = %caller.grant.name, %user, inbox, archive, "a user's messages were deleted");
             Ok(deleted)
         })
         .await

@@ -12,6 +12,7 @@ use crate::comets::Fleet;
 use crate::consumer;
 use crate::directory::CachedAge;
 use crate::gateway::archiver::ArchiverStatus;
+use crate::gateway::erasure::{EraseError, Erased, Erasure};
 use crate::inbox::{InboxReader, PageQuery};
 use crate::memory_guard;
 use crate::message::{ConnectionId, RoomId, UserId};
@@ -27,6 +28,7 @@ pub struct Handle {
     pub(super) registry: Arc<Registry>,
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) inbox: Arc<dyn InboxReader>,
+    pub(super) erasure: Erasure,
     pub(super) kafka: consumer::Health,
     pub(super) memory: memory_guard::MemoryReport,
     pub(super) directory: watch::Receiver<Option<String>>,
@@ -97,6 +99,14 @@ impl Handle {
     /// The inboxes of absent users.
     pub fn inbox(&self) -> &dyn InboxReader {
         &*self.inbox
+    }
+
+    /// Erases what is stored for a user.
+    ///
+    /// # Errors
+    /// If something could not be erased; erasing again continues.
+    pub async fn erase(&self, user: &UserId) -> Result<Erased, EraseError> {
+        self.erasure.erase(&*self.inbox, user).await
     }
 
     /// Pushes a page of a user's inbox through the user's comet.

@@ -31,12 +31,14 @@ use crate::stalls::Stalls;
 use crate::telemetry;
 
 mod archiver;
+mod erasure;
 mod handle;
 mod parts;
 mod verify;
 
 pub use crate::directory::CachedAge;
 pub use archiver::{ArchiverStatus, RunningArchiver};
+pub use erasure::{EraseError, Erased, Erasure};
 pub use handle::{Handle, OperatorResult};
 pub use parts::{Storage, observe_fleet, resolver, writes_to_redis};
 pub use verify::{probe, verify};
@@ -139,6 +141,7 @@ impl Gateway {
             registry: Arc::new(registry),
             pipeline,
             inbox: Arc::clone(&storage.inbox_reader),
+            erasure: Erasure::new(config)?,
             kafka: consumer.health(),
             memory: consumer.memory(),
             directory,

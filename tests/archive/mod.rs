@@ -154,3 +154,43 @@ async fn an_archive_record_too_many_for_one_id_is_a_dead_letter() {
         letters[0].header("halley-reason").unwrap_or_default()
     );
 }
+
+/// Also what is still on its way is erased, and what comes later is kept.
+#[tokio::test]
+async fn an_erased_user_is_erased_from_inbox_and_archive() {
+    let Some(database) = MariaDb::start("an_erased_user_is_erased").await else { return };
+    let redis = Redis::start().await;
+    let (topic, settings) = archiving("archive-erase", &database, &redis).await;
+    let gateway = settings.clone().set("archive", "url", quoted("")).start().await;
+    let send = async |body: &str| {
+        kafka().produce_keys(&topic, None, &["ann", "bob"], body).await;
+        gateway.wait_until_settled(&topic).await;
+    };
+    send("before").await;
+    let delete = |settings: &Gateway| {
+        let folder = folder("erase");
+        let file = folder.path().join("halley.toml");
+        std::fs::write(&file, settings.toml()).expect("written");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_halley"));
+        command.args(["inbox", "delete", "ann", "--yes", "--config"]).arg(&file);
+        let output = command.output().expect("runs");
+        (output.status.success(), format!("{}{}", text(&output), String::from_utf8_lossy(&output.stderr)))
+    };
+    let (erased, said) = delete(&settings.clone().set("archive", "url", quoted("")));
+    assert!(!erased && said.contains("`[archive] url` is empty here"), "{said}");
+    assert_eq!(redis.stream("halley:inbox:ann").await.len(), 1, "nothing was deleted");
+    let (erased, said) = delete(&settings);
+    assert!(
+        erased && said.contains("deleted 1 messages of `ann` from the inbox and 0 from the archive"),
+        "{said}"
+    );
+    send("after").await;
+    // Nobody has archived yet.
+    assert_eq!(database.archived().await, 0);
+    assert!(gateway.sigterm().await.success());
+    let _archiver = settings.start().await;
+    eventually_eq("archived rows", 3, async || database.archived().await).await;
+    let rows = database.rows("SELECT body FROM halley_inbox WHERE user = 'ann'").await;
+    assert_eq!(rows.len(), 1);
+    assert_eq!(rows[0].try_get::<Vec<u8>, _>(0).expect("bytes"), b"after");
+}

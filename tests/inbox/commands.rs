@@ -55,6 +55,6 @@ async fn operators_read_replay_acknowledge_and_delete() {
         assert!(output.status.code() == Some(code) && why.contains(said), "{args:?}: {output:?}");
     }
     let deleted = json_of(&inbox(&["delete", "ann", "--yes", "--json"]));
-    assert_eq!(deleted, json!({ "deleted": 5 }));
+    assert_eq!(deleted, json!({ "deleted": 5, "archived": 0 }));
     assert_eq!(redis.keys("halley:inbox*").await, [""; 0]);
 }

@@ -57,7 +57,7 @@ async fn what_was_missed_is_read_and_acknowledged() {
     let requests = r#"halley_api_requests_total{operation="read",outcome="ok"}"#;
     assert_eq!(gateway.metric(requests).await, Some(5.0));
     let deleted = call(&api, "DELETE", "/v1/inbox/ann", None).await;
-    assert_eq!((deleted.status, deleted.json()), (200, json!({ "deleted": 12 })));
+    assert_eq!((deleted.status, deleted.json()), (200, json!({ "deleted": 12, "archived": 0 })));
     assert_eq!(redis.keys("halley:inbox*").await, [""; 0]);
     assert_eq!(get("/v1/inbox/ann".into()).await.json(), empty);
     let description = get("/v1/openapi.json".into()).await;

@@ -4,6 +4,7 @@ use crate::api::view::PositionView;
 use crate::cli::inbox::args::{InboxArgs, device, reader, unavailable};
 use crate::cli::{EXIT_SUCCESS, OrUsage as _, print, print_json, usage};
 use crate::config::Config;
+use crate::gateway::{Erased, Erasure};
 use crate::inbox::{Cursor, Standing};
 use crate::message::UserId;
 
@@ -63,11 +64,11 @@ pub(super) async fn delete(config: &Config, args: &DeleteArgs) -> anyhow::Result
     if !args.yes {
         return usage(&format!("this deletes all messages of `{user}`; repeat it with --yes"));
     }
-    let deleted = reader(config)?.erase(&user).await.map_err(unavailable)?;
+    let Erased { inbox, archive } = Erasure::new(config).or_usage()?.erase(&*reader(config)?, &user).await?;
     if args.inbox.json {
-        print_json(&serde_json::json!({ "deleted": deleted }).to_string());
+        print_json(&serde_json::json!({ "deleted": inbox, "archived": archive }).to_string());
     } else {
-        print(&format!("deleted {deleted} messages of `{user}`"));
+        print(&format!("deleted {inbox} messages of `{user}` from the inbox and {archive} from the archive"));
     }
     Ok(EXIT_SUCCESS)
 }
