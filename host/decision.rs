@@ -156,6 +156,8 @@ pub struct AbsentRecipient {
     pub connection: Option<ConnectionId>,
     /// Why.
     pub cause: AbsenceCause,
+    /// Whether a policy treats the connection as offline although its user is online.
+    pub by_policy: bool,
 }
 
 /// What happens to a message for one absent recipient.

@@ -28,7 +28,7 @@ impl Recipient {
             Some(user) => (user.clone(), IdKind::User),
             None => (self.connection.as_str().into(), IdKind::Connection),
         };
-        AbsentRecipient { user, identity, connection: Some(self.connection.clone()), cause }
+        AbsentRecipient { user, identity, connection: Some(self.connection.clone()), cause, by_policy: false }
     }
 
     /// The user or connection id, as in [`Recipient::absent`].
@@ -125,7 +125,8 @@ impl Route {
                     if place == CurrentPlacement::Skipped {
                         skipped += 1;
                     } else {
-                        absent.push(recipient(member).absent(AbsenceCause::NotOnline));
+                        let away = recipient(member).absent(AbsenceCause::NotOnline);
+                        absent.push(AbsentRecipient { by_policy: member.online, ..away });
                     }
                     continue;
                 }
@@ -281,7 +282,13 @@ impl DeliveryPlan {
         for (key, connection) in found {
             let Some(connection) = connection else {
                 let cause = AbsenceCause::NoConnection;
-                absent.push(AbsentRecipient { user: key.into(), identity: unknown, connection: None, cause });
+                absent.push(AbsentRecipient {
+                    user: key.into(),
+                    identity: unknown,
+                    connection: None,
+                    cause,
+                    by_policy: false,
+                });
                 continue;
             };
             let recipient = Recipient { connection: connection.id, user: connection.user };

@@ -11,7 +11,8 @@ use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Row as _};
 use tracing::info;
 
-use super::schema::TABLE;
+/// The table of messages.
+const TABLE: &str = "halley_inbox";
 
 /// Days that have a partition before they begin.
 const DAYS_AHEAD: i64 = 14;

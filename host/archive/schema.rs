@@ -11,9 +11,6 @@ use super::database::{Database, DatabaseError};
 use super::{Config, day_partitions};
 use crate::time;
 
-/// The table of messages.
-pub(super) const TABLE: &str = "halley_inbox";
-
 /// The version of the tables that this program reads and writes.
 pub(super) const VERSION: i64 = STEPS.len() as i64;
 

@@ -259,7 +259,8 @@ fn inbox_entry(
     retention: Option<std::time::Duration>,
 ) -> InboxEntry {
     // A user who was not online may return with the connection that the room still lists.
-    let failed = absent.connection.clone().filter(|_| absent.cause != AbsenceCause::NotOnline);
+    let may_return = absent.cause == AbsenceCause::NotOnline && !absent.by_policy;
+    let failed = absent.connection.clone().filter(|_| !may_return);
     let (user, cause) = (absent.user.clone(), is_absent.then_some(absent.cause));
     InboxEntry { user, cause, failed, message: Arc::clone(message), retention }
 }

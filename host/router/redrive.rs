@@ -55,6 +55,7 @@ impl DeliveryPlan {
             missing.remove(absent.user.as_str());
         }
         let gone = |name: String| AbsentRecipient {
+            by_policy: false,
             user: name.as_str().into(),
             identity: IdKind::User,
             connection: None,

@@ -23,6 +23,7 @@ fn it_decides_nothing_in_every_hook() {
         assert!(filtered.iter().all(|one| one.verdict == Verdict::Pass && one.trail.is_empty()));
 
         let absent = |n| AbsentRecipient {
+            by_policy: false,
             user: format!("u{n}").as_str().into(),
             identity: IdKind::User,
             connection: None,

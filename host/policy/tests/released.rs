@@ -38,6 +38,7 @@ fn regrouped(set: &Arc<PolicySet>, id: &str) -> (Vec<String>, Vec<CurrentPlaceme
 
 fn disposition(set: &Arc<PolicySet>, user: &str) -> Option<Disposition> {
     let absent = AbsentRecipient {
+        by_policy: false,
         user: user.into(),
         identity: IdKind::User,
         connection: None,

@@ -54,6 +54,7 @@ fn a_grouping_that_fails_is_skipped() {
 
 fn absent(users: &[&str]) -> Vec<AbsentRecipient> {
     let absent = |user: &&str| AbsentRecipient {
+        by_policy: false,
         user: (*user).into(),
         identity: IdKind::User,
         connection: None,

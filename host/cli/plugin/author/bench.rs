@@ -128,6 +128,7 @@ fn filter(chain: &mut Chain, messages: &[Message], size: usize) -> Result<Durati
 
 fn offline(chain: &mut Chain, messages: &[Message], size: usize) -> Result<Duration, PolicyStalled> {
     let user = |number: usize| AbsentRecipient {
+        by_policy: false,
         user: format!("user_{number}").as_str().into(),
         identity: IdKind::User,
         connection: None,

@@ -69,7 +69,13 @@ impl AbsentUserSpec {
             AbsenceCauseSpec::CometUnreachable => AbsenceCause::CometUnreachable,
         };
         let connection = self.connection.as_deref().map(Into::into);
-        AbsentRecipient { user: self.user.as_str().into(), identity: IdKind::User, connection, cause }
+        AbsentRecipient {
+            user: self.user.as_str().into(),
+            identity: IdKind::User,
+            connection,
+            cause,
+            by_policy: false,
+        }
     }
 }
 
