@@ -97,32 +97,7 @@ impl Gateway {
         tasks.spawn(panics::abort_on_panic("the writer of inboxes", writer.run(shutdown.clone())));
 
         log_reach(&pipeline.fleet).await;
-        let consumer_metrics = consumer::Metrics::register(&mut registry);
-        let limits = ConsumerLimits {
-            records: config.delivery.max_in_flight,
-            bytes: usize::try_from(config.delivery.max_in_flight_bytes.as_u64()).unwrap_or(usize::MAX),
-            record: config.delivery.record_limits(),
-            memory: config.delivery.memory_limit.bytes(),
-        };
-        let spawn_worker = {
-            let (tasks, pipeline) = (tasks.clone(), Arc::clone(&pipeline));
-            let runtime = tokio::runtime::Handle::current();
-            move |stream| {
-                drop(tasks.spawn_on(
-                    panics::abort_on_panic("a partition's worker", Arc::clone(&pipeline).run(stream)),
-                    &runtime,
-                ))
-            }
-        };
-        let ours = [
-            config.kafka.dead_letter_topic.as_str(),
-            config.offline.notify_topic.as_str(),
-            config.archive.topic.as_str(),
-        ];
-        let spawn_worker = Box::new(spawn_worker);
-        let consumer = Consumer::start(&config.kafka, &ours, limits, consumer_metrics, stalls, spawn_worker)
-            .context("cannot start the Kafka consumer; check [kafka] and its properties")?;
-
+        let consumer = start_consumer(config, &pipeline, &tasks, stalls, &mut registry)?;
         let keep_current = {
             let (pipeline, shutdown) = (Arc::clone(&pipeline), shutdown.clone());
             async move {
@@ -200,6 +175,41 @@ impl Gateway {
         }
         stopped
     }
+}
+
+/// Joins the consumer group; each assigned partition gets a worker of the pipeline.
+fn start_consumer(
+    config: &Config,
+    pipeline: &Arc<Pipeline>,
+    tasks: &TaskTracker,
+    stalls: Stalls,
+    registry: &mut Registry,
+) -> anyhow::Result<Consumer> {
+    let consumer_metrics = consumer::Metrics::register(registry);
+    let limits = ConsumerLimits {
+        records: config.delivery.max_in_flight,
+        bytes: usize::try_from(config.delivery.max_in_flight_bytes.as_u64()).unwrap_or(usize::MAX),
+        record: config.delivery.record_limits(),
+        memory: config.delivery.memory_limit.bytes(),
+    };
+    let spawn_worker = {
+        let (tasks, pipeline) = (tasks.clone(), Arc::clone(pipeline));
+        let runtime = tokio::runtime::Handle::current();
+        move |stream| {
+            drop(tasks.spawn_on(
+                panics::abort_on_panic("a partition's worker", Arc::clone(&pipeline).run(stream)),
+                &runtime,
+            ))
+        }
+    };
+    let ours = [
+        config.kafka.dead_letter_topic.as_str(),
+        config.offline.notify_topic.as_str(),
+        config.archive.topic.as_str(),
+    ];
+    let spawn_worker = Box::new(spawn_worker);
+    Consumer::start(&config.kafka, &ours, limits, consumer_metrics, stalls, spawn_worker)
+        .context("cannot start the Kafka consumer; check [kafka] and its properties")
 }
 
 fn build_pipeline(

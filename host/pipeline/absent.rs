@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
@@ -104,27 +104,42 @@ impl DeliveryTask {
                 self.notify(&message, &notify, &pending_outputs).await?;
             self.trace.counts.notified += notify.len() - refused.len();
             failed.add(refused, reason);
-            let entry = |(at, retention): &(usize, _)| {
-                inbox_entry(&absent[*at], *at < decided_for, &message, *retention)
-            };
-            let entries = || store.iter().map(entry).collect();
-            let StoreResult { refused, reason, returned } =
-                self.store(store.len(), entries, &pending_outputs).await?;
-            store.retain(|(at, _)| !refused.contains(&absent[*at].user));
-            self.trace.counts.stored += store.len();
-            failed.add(refused, reason);
-            let kept = store.iter().map(|(at, retention)| {
-                let cause = (*at < decided_for).then_some(absent[*at].cause);
-                (&absent[*at].user, cause, *retention)
-            });
-            let StoreResult { refused, reason, .. } = self.archive(&message, kept).await?;
-            failed.add(refused, reason);
-            self.hand_over(&message, &returned).await?;
+            let recipients = (&absent[..], decided_for);
+            self.trace.counts.stored +=
+                self.store_and_archive(&message, recipients, store, &pending_outputs, &mut failed).await?;
         }
         drop(pending_outputs);
         self.trace.counts.failed += failed.users.len();
         self.pipeline.metrics.stage(TimedStage::Offline, since);
         Ok(failed.into_reason(absent.len()))
+    }
+
+    /// Stores and archives a message for the recipients at these indexes, each with the retention that a
+    /// policy asked for. Those from `decided_for` on were reached. Users who are back get it live as well.
+    /// Returns for how many it is stored.
+    async fn store_and_archive(
+        &self,
+        message: &Arc<Message>,
+        (absent, decided_for): (&[AbsentRecipient], usize),
+        mut store: Vec<(usize, Option<Duration>)>,
+        pending_outputs: &PendingOutputs,
+        failed: &mut FailedRecipients,
+    ) -> Result<usize, Cancelled> {
+        let entry =
+            |(at, retention): &(usize, _)| inbox_entry(&absent[*at], *at < decided_for, message, *retention);
+        let entries = || store.iter().map(entry).collect();
+        let StoreResult { refused, reason, returned } =
+            self.store(store.len(), entries, pending_outputs).await?;
+        store.retain(|(at, _)| !refused.contains(&absent[*at].user));
+        failed.add(refused, reason);
+        let kept = store.iter().map(|(at, retention)| {
+            let cause = (*at < decided_for).then_some(absent[*at].cause);
+            (&absent[*at].user, cause, *retention)
+        });
+        let StoreResult { refused, reason, .. } = self.archive(message, kept).await?;
+        failed.add(refused, reason);
+        self.hand_over(message, &returned).await?;
+        Ok(store.len())
     }
 
     /// The absent recipients, then the users who were reached if the message is stored for these as well,
@@ -256,7 +271,7 @@ fn inbox_entry(
     absent: &AbsentRecipient,
     is_absent: bool,
     message: &Arc<Message>,
-    retention: Option<std::time::Duration>,
+    retention: Option<Duration>,
 ) -> InboxEntry {
     // A user who was not online may return with the connection that the room still lists.
     let may_return = absent.cause == AbsenceCause::NotOnline && !absent.by_policy;
