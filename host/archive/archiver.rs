@@ -59,7 +59,7 @@ struct Batch {
     rows: Vec<Row>,
     /// The index of each row's record.
     record_of: Vec<usize>,
-    /// Records that are none, and why.
+    /// Records that cannot be decoded, and why.
     invalid: Vec<(usize, String)>,
     bytes: usize,
 }
@@ -297,7 +297,7 @@ impl Batch {
         self.records.push(record);
     }
 
-    /// The dead letters: the records that are none, and those with refused rows.
+    /// The dead letters: records that cannot be decoded, and those with refused rows.
     fn letters(&self, refused: Vec<(usize, String)>) -> Vec<(usize, DeadLetterReason)> {
         let letter = |text: String| DeadLetterReason::new(Stage::Archive, text);
         let invalid = self.invalid.iter().map(|(at, why)| (*at, letter(why.clone())));

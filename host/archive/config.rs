@@ -69,7 +69,7 @@ impl std::fmt::Debug for Config {
 /// A `[archive] url` that cannot be used. The message does not repeat it: it may contain a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidUrl {
-    /// There is none.
+    /// It is empty.
     #[error("`archive.url` is empty; set it to mysql://user:password@host/database")]
     Missing,
     /// Another scheme, or no URL.
