@@ -50,7 +50,7 @@ pub fn with_policies(settings: &Gateway, version: u32) -> Gateway {
         .set("on_error", quoted("dead-letter"))
         // Otherwise messages that the plugin did not see would be dead-lettered as well.
         .set("time_budget", quoted("100%"))
-        .set("deadline", quoted("600ms"))
+        .set("deadline", quoted("300ms"))
         .set("memory", quoted("16MiB"));
     let sign = json!({
         "words": [VERSION_PLACE.to_string()], "action": "mask", "mask": version_mark(version).to_string(),
