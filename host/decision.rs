@@ -92,6 +92,34 @@ impl Overrides {
     }
 }
 
+/// Where a message is kept in addition to being delivered. The default is nowhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Retention {
+    /// In the inbox of every recipient, also of those who are reached, before the record is settled.
+    pub inbox: bool,
+    /// In the history of its room.
+    pub history: bool,
+}
+
+impl Retention {
+    /// Whether it is kept nowhere.
+    pub fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+
+    /// Kept wherever one of both keeps it.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self { inbox: self.inbox || other.inbox, history: self.history || other.history }
+    }
+
+    /// Where it is kept, by name: `inbox`, `history`.
+    pub fn names(self) -> Vec<&'static str> {
+        let places = [(self.inbox, "inbox"), (self.history, "history")];
+        places.into_iter().filter(|(kept, _)| *kept).map(|(_, name)| name).collect()
+    }
+}
+
 /// "Pass only if the key was not used within this time."
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Guard {

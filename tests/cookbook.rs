@@ -6,8 +6,16 @@ use halley::wasm::Runtime;
 
 use crate::support::repository;
 
-const RECIPES: [&str; 7] =
-    ["mask-words", "calm-rooms", "room-quota", "regional-rooms", "retire-comet", "quiet-hours", "ab-routing"];
+const RECIPES: [&str; 8] = [
+    "mask-words",
+    "calm-rooms",
+    "room-quota",
+    "regional-rooms",
+    "retire-comet",
+    "quiet-hours",
+    "keep-important",
+    "ab-routing",
+];
 
 /// The cookbook's part of the page.
 fn cookbook() -> String {

@@ -95,6 +95,9 @@ fn lines(explanation: &Explanation) -> Vec<String> {
     lines.extend(explanation.decisions.iter().map(|decision| format!("          {decision}")));
     lines.push(format!("verdict   {}", explanation.verdict));
     lines.extend(explanation.guards.iter().map(|guard| format!("guard     {guard}")));
+    if !explanation.retention.is_empty() {
+        lines.push(format!("kept in   {}", explanation.retention.join(", ")));
+    }
     if let Some(room) = &explanation.room {
         lines.push(format!("room      connections: {}, stale members: {}", room.connections, room.stale));
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::decision::PluginVersion;
+use crate::decision::{PluginVersion, Retention};
 use crate::telemetry::label_enum;
 
 /// What one plugin did to one message. [`fmt::Display`] formats it for logs and `halley explain`.
@@ -32,6 +32,8 @@ pub enum Effect {
         /// What happened to the message because of it.
         then: OnError,
     },
+    /// It keeps the message here, in addition to its delivery.
+    Retained(Retention),
     /// It decided about absent recipients of the message.
     DecidedOffline {
         /// The number of recipients that it, or a plugin after it, decided about.
@@ -58,6 +60,8 @@ pub enum MessagePart {
     Comets,
     /// The guards that it must pass.
     Guards,
+    /// Where it is kept in addition to its delivery.
+    Retention,
 }
 
 label_enum! {
@@ -112,6 +116,7 @@ impl MessagePart {
             Self::Recipients => "recipients",
             Self::Comets => "comets",
             Self::Guards => "guards",
+            Self::Retention => "retention",
         }
     }
 
@@ -152,6 +157,7 @@ impl fmt::Display for Effect {
             Self::Dropped { reason } => write!(f, "dropped: {reason}"),
             Self::DeadLettered { reason } => write!(f, "dead-lettered: {reason}"),
             Self::Failed { text, then, .. } => write!(f, "failed: {text}; {}", then.consequence()),
+            Self::Retained(retention) => write!(f, "keeps it in: {}", retention.names().join(", ")),
             Self::DecidedOffline { decided, absent } => write!(f, "decided about {decided} of {absent}"),
         }
     }
@@ -178,6 +184,7 @@ mod tests {
             (failed(OnError::Pass), "failed: trapped: no; passed on without it"),
             (failed(OnError::Drop), "failed: trapped: no; dropped"),
             (failed(OnError::DeadLetter), "failed: trapped: no; dead-lettered"),
+            (Effect::Retained(Retention { inbox: true, history: true }), "keeps it in: inbox, history"),
             (Effect::DecidedOffline { decided: 2, absent: 3 }, "decided about 2 of 3"),
         ];
         for (effect, words) in shown {

@@ -1,7 +1,8 @@
 //! What a chain returns to its caller: plain data that never mentions WebAssembly.
 
 use crate::decision::{
-    Disposition, Effect, FailureKind, Guard, MessagePart, Overrides, PluginVersion, TrailEntry, Verdict,
+    Disposition, Effect, FailureKind, Guard, MessagePart, Overrides, PluginVersion, Retention, TrailEntry,
+    Verdict,
 };
 use crate::message::Message;
 use crate::telemetry::label_enum;
@@ -17,6 +18,9 @@ pub struct FilteredMessage {
     pub overrides: Overrides,
     /// The guards that it must pass.
     pub guards: Vec<Guard>,
+    /// Where it is kept in addition to its delivery, as policies say. `[offline] always_store` and
+    /// `[history] rooms` may keep it as well.
+    pub retention: Retention,
     /// One entry for each plugin that did more than pass.
     pub trail: Vec<TrailEntry>,
 }
@@ -34,6 +38,8 @@ label_enum! {
         Comets = "comets",
         /// They ask for different guards.
         Guards = "guards",
+        /// They keep it in different places.
+        Retention = "retention",
         /// One fails.
         Failed = "failed",
     }
@@ -71,6 +77,7 @@ impl FilteredMessage {
             verdict: Verdict::Pass,
             overrides: Overrides::default(),
             guards: Vec::new(),
+            retention: Retention::default(),
             trail: Vec::new(),
         }
     }
@@ -88,15 +95,17 @@ impl FilteredMessage {
             (MessagePart::Recipients, one.audience != another.audience),
             (MessagePart::Comets, self.overrides != other.overrides),
             (MessagePart::Guards, guards(self) != guards(other)),
+            (MessagePart::Retention, self.retention != other.retention),
         ];
         parts.into_iter().filter(|(_, differs)| *differs).map(|(part, _)| part).collect()
     }
 
     /// What the last plugin did to the message. The first `earlier` entries of the trail are of the
-    /// plugins before it.
+    /// plugins before it. That it keeps the message counts if it did nothing else.
     pub fn effect_after(&self, earlier: usize) -> &Effect {
-        let own = self.trail.get(earlier..).and_then(<[_]>::last);
-        own.map_or(&Effect::Passed, |entry| &entry.effect)
+        let own = || self.trail.iter().skip(earlier).rev().map(|entry| &entry.effect);
+        let other = own().find(|effect| !matches!(effect, Effect::Retained(_)));
+        other.or_else(|| own().next()).unwrap_or(&Effect::Passed)
     }
 
     /// Adds to the trail.

@@ -36,7 +36,7 @@ use bytes::Bytes;
 use bytesize::ByteSize;
 use prometheus_client::metrics::counter::Counter;
 
-use crate::decision::{AbsenceCause, AbsentRecipient, Disposition, IdKind};
+use crate::decision::{AbsenceCause, AbsentRecipient, Disposition, IdKind, Retention};
 use crate::kafka::topic_problem;
 use crate::message::{ConnectionId, Message, MessageId, RoomId, UserId};
 pub use crate::redis_client::Unavailable;
@@ -161,9 +161,11 @@ impl Config {
         }
     }
 
-    /// Whether a message is stored for users who are reached as well.
-    pub fn always_stores(&self, message: &Message) -> bool {
-        !self.always_store.is_empty() && self.always_store.contains(&message.operation)
+    /// Where a message is kept whatever policies say: in the inboxes of users who are reached as well, if
+    /// its operation is one of `always_store`.
+    pub fn retention_of(&self, message: &Message) -> Retention {
+        let inbox = !self.always_store.is_empty() && self.always_store.contains(&message.operation);
+        Retention { inbox, ..Retention::default() }
     }
 
     /// What happens to a message for this recipient, given the decision of policies. Only users have

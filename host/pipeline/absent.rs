@@ -146,8 +146,7 @@ impl DeliveryTask {
     /// and where the latter begin.
     fn recipients_to_decide(&self) -> (Arc<[AbsentRecipient]>, usize) {
         let (absent, decided_for) = (&self.trace.absent, self.trace.absent.len());
-        let offline = &self.pipeline.offline;
-        if !self.trace.message.as_ref().is_some_and(|message| offline.always_stores(message)) {
+        if !self.trace.retention.inbox {
             return (Arc::clone(absent), decided_for);
         }
         // The cause is not stored; it only says that their connection is not a new one.

@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 use crate::comets::CallMessage;
 use crate::consumer::{InFlightRecord, PartitionStream};
 use crate::dead_letter::{DeadLetterReason, Stage};
-use crate::decision::{FilteredMessage, Guard, Overrides, StateWrite, TrailEntry, Verdict};
+use crate::decision::{FilteredMessage, Guard, Overrides, Retention, StateWrite, TrailEntry, Verdict};
 use crate::guard;
 use crate::message::{DecodeError, Message, Record};
 use crate::panics;
@@ -77,6 +77,7 @@ enum Undeliverable {
 struct PassedMessage {
     message: Message,
     overrides: Overrides,
+    retention: Retention,
     trail: Vec<TrailEntry>,
     pending: UnsettledRecord,
 }
@@ -174,7 +175,7 @@ impl PartitionWorker {
     }
 
     async fn filter(&self, messages: Vec<Message>) -> Result<Vec<FilteredMessage>, Cancelled> {
-        if !self.chain.set().has_filter() {
+        if !self.chain.set().sees_batches() {
             return Ok(messages.into_iter().map(FilteredMessage::untouched).collect());
         }
         let since = Instant::now();
@@ -225,11 +226,12 @@ impl PartitionWorker {
         let mut passed = Vec::with_capacity(filtered.len());
         let mut guards = Vec::new();
         for (filtered, pending) in filtered.into_iter().zip(pending) {
-            let FilteredMessage { message, verdict, overrides, guards: wanted, trail } = filtered;
+            let FilteredMessage { message, verdict, overrides, guards: wanted, retention, trail } = filtered;
             match verdict {
                 Verdict::Pass => {
                     guards.extend(wanted.into_iter().map(|guard| (passed.len(), guard)));
-                    passed.push(PassedMessage { message, overrides, trail, pending });
+                    let retention = retention.and(self.pipeline.offline.retention_of(&message));
+                    passed.push(PassedMessage { message, overrides, retention, trail, pending });
                 }
                 Verdict::Drop { reason, by } => {
                     let trace = MessageTrace::new(message, pending, trail, self.started);
@@ -299,7 +301,7 @@ impl PartitionWorker {
     async fn dispatch(&self, passed: Vec<PassedMessage>, resolved: Resolved) -> Result<(), Cancelled> {
         let since = Instant::now();
         let mut dispatcher = Dispatcher::new(&self.pipeline.fleet, self.hold());
-        for PassedMessage { message, overrides, trail, pending } in passed {
+        for PassedMessage { message, overrides, retention, trail, pending } in passed {
             let plan = match dispatcher.shared_plan(&message, &overrides) {
                 Some(plan) => plan,
                 None => match self.plan(&mut dispatcher, &message, &resolved, &overrides) {
@@ -316,14 +318,14 @@ impl PartitionWorker {
                     }
                 },
             };
-            let is_stored = self.pipeline.offline.always_stores(&message);
-            let entries = plan.absent.len() + if is_stored { plan.recipients } else { 0 };
+            let entries = plan.absent.len() + if retention.inbox { plan.recipients } else { 0 };
             let absent_permit = self.absent_permit(&mut dispatcher, entries).await?;
             let payload = dispatcher.payload(&message).await?;
             let (room, id) = (message.room().cloned(), message.id.clone());
             let (started, queued) = (self.started, dispatcher.now());
+            let shared = Arc::clone(&plan);
             let rest =
-                Rest { message, pending, trail, plan: Arc::clone(&plan), started, absent_permit, queued };
+                Rest { message, pending, trail, retention, plan: shared, started, absent_permit, queued };
             let outcomes = InFlight::new(&self.settler, rest);
             dispatcher.queue(room, plan, CallMessage { payload, id, outcomes }).await?;
         }

@@ -26,6 +26,9 @@ pub struct Explanation {
     pub verdict: String,
     /// Guards that would be claimed.
     pub guards: Vec<String>,
+    /// Where the message would be kept in addition to its delivery: `inbox` (of every recipient),
+    /// `history` (of the room).
+    pub retention: Vec<&'static str>,
     /// What the directory knows; absent if it was not queried.
     pub room: Option<RoomSummary>,
     /// The calls that would be made.
@@ -90,7 +93,7 @@ pub async fn explain(
 ) -> anyhow::Result<Explanation> {
     let origin = message.record.origin.clone();
     let filtered = filter(&origin.topic, origin.partition, message, chain, shared_state).await?;
-    let Some(FilteredMessage { message, verdict, overrides, guards, trail }) = filtered else {
+    let Some(FilteredMessage { message, verdict, overrides, guards, retention, trail }) = filtered else {
         anyhow::bail!("the filters returned no verdict");
     };
     let mut explanation = Explanation {
@@ -102,6 +105,7 @@ pub async fn explain(
             .iter()
             .map(|Guard { key, ttl, by }| format!("{key} for {ttl:?}, asked by {by}"))
             .collect(),
+        retention: Vec::new(),
         room: None,
         calls: Vec::new(),
         withheld: 0,
@@ -112,6 +116,7 @@ pub async fn explain(
     if verdict != Verdict::Pass {
         return Ok(explanation);
     }
+    explanation.retention = retention.and(offline.retention_of(&message)).names();
     let resolved = resolver.resolve_uncached(&message, chain).await?;
     let address_of = |server: &str| fleet.address_of(server);
     let everyone = OnceCell::new();

@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::comets::{CallOutcome, OrderHold, Outcomes};
 use crate::consumer::UntilCommitted;
-use crate::decision::TrailEntry;
+use crate::decision::{Retention, TrailEntry};
 use crate::message::Message;
 use crate::offsets::AckHandle;
 use crate::panics;
@@ -49,6 +49,7 @@ pub(super) struct Rest {
     pub(super) message: Message,
     pub(super) pending: UnsettledRecord,
     pub(super) trail: Vec<TrailEntry>,
+    pub(super) retention: Retention,
     pub(super) plan: Arc<MessagePlan>,
     /// When its batch started.
     pub(super) started: Instant,
@@ -60,9 +61,9 @@ pub(super) struct Rest {
 
 impl Rest {
     fn into_trace(self) -> (MessageTrace, Option<OwnedSemaphorePermit>) {
-        let Self { message, pending, trail, plan, started, absent_permit, .. } = self;
+        let Self { message, pending, trail, retention, plan, started, absent_permit, .. } = self;
         let mut trace = MessageTrace::new(message, pending, trail, started);
-        trace.plan = Some(plan);
+        (trace.plan, trace.retention) = (Some(plan), retention);
         (trace, absent_permit)
     }
 }
@@ -216,8 +217,7 @@ impl Settler {
             return None;
         }
         let plan = &rest.plan;
-        let is_stored = self.pipeline.offline.always_stores(&rest.message);
-        if !exceptions.is_empty() || !plan.absent.is_empty() || is_stored {
+        if !exceptions.is_empty() || !plan.absent.is_empty() || rest.retention.inbox {
             self.go_the_long_way(rest, exceptions);
             return None;
         }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use tracing::{Level, debug};
 
-use crate::decision::{AbsentRecipient, TrailEntry};
+use crate::decision::{AbsentRecipient, Retention, TrailEntry};
 use crate::message::{Audience, CometAddr, Message, Record};
 use crate::offsets::AckHandle;
 use crate::pipeline::call::{Acceptance, MessagePlan, PlannedCall};
@@ -32,6 +32,8 @@ pub(super) struct MessageTrace {
     pub(super) message: Option<Message>,
     pub(super) pending: UnsettledRecord,
     pub(super) trail: Vec<TrailEntry>,
+    /// Where it is kept in addition to its delivery, by policies and by configuration.
+    pub(super) retention: Retention,
     pub(super) started: Instant,
     /// What was planned, if it got that far.
     pub(super) plan: Option<Arc<MessagePlan>>,
@@ -76,6 +78,7 @@ impl MessageTrace {
             message: None,
             pending,
             trail: Vec::new(),
+            retention: Retention::default(),
             started,
             plan: None,
             accepted: Vec::new(),
@@ -126,7 +129,7 @@ impl MessageTrace {
             connections = route.map(|route| route.connections), stale = route.map_or(0, |route| route.stale),
             comets = self.calls().len(),
             sent_to = ?self.sent_to(), sent, failed, reached = ?self.reached_names(),
-            offline = self.absent.len(), away = ?self.away(), stored, notified, dropped,
+            offline = self.absent.len(), away = ?self.away(), stored, notified, dropped, retention = ?self.retention.names(),
             withheld = self.withheld(), unreachable = ?self.unreachable, unreachable_comets = self.unreachable_comets, generation = %set.generation(),
             plugins = ?plugins, decisions = ?decisions, outcome = outcome.as_str(), %reason,
             took_ms = self.started.elapsed().as_secs_f64() * 1e3,

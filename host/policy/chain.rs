@@ -10,8 +10,9 @@ use crate::decision::{AbsentRecipient, FilteredMessage, OfflineDecision, PolicyS
 use crate::membership::Grouping;
 use crate::message::{Message, RoomId};
 use crate::policy::chain_entry::{BatchSource, ChainEntry};
-use crate::policy::filter_run::{FilterProgress, FilterRun};
+use crate::policy::filter_run::{BatchHook, FilterProgress, FilterRun};
 use crate::policy::set::PolicySet;
+use crate::wasm::module::Hooks;
 
 /// One worker's instances of one set. An instance is created when it is first needed, and again after
 /// every failure. Chains share no instances.
@@ -49,7 +50,7 @@ impl Chain {
         self.chain_entries.iter().map(ChainEntry::memory).sum()
     }
 
-    /// Runs a batch of one partition through the filters. Returns one result per message, in the same
+    /// Runs a batch of one partition through the filters and then through what keeps messages. Returns one result per message, in the same
     /// order. A message that one filter stops is not shown to the ones after it. Shared state appears
     /// empty and writes to it are discarded; see [`Chain::advance`].
     ///
@@ -73,8 +74,8 @@ impl Chain {
         }
     }
 
-    /// Advances a batch as far as possible without waiting: through all filters, or up to one that
-    /// needs values of its shared state.
+    /// Advances a batch as far as possible without waiting: through all filters and then all retention
+    /// hooks, or up to a plugin that needs values of its shared state.
     ///
     /// # Errors
     /// When a plugin with `on_error = "stall"` failed. Calling again with the same run continues at
@@ -86,14 +87,21 @@ impl Chain {
         partition: i32,
         run: &mut FilterRun,
     ) -> Result<FilterProgress, PolicyStalled> {
-        if !self.set.has_filter() || run.batch.is_empty() {
+        if !self.set.sees_batches() || run.batch.is_empty() {
             return Ok(FilterProgress::OfflineDecision(std::mem::take(&mut run.batch), Vec::new()));
         }
         let source = BatchSource { topic, partition };
-        while let Some(chain_entry) = self.chain_entries.get_mut(run.next) {
-            if chain_entry.hooks().has_filter() {
+        loop {
+            let Some(chain_entry) = self.chain_entries.get_mut(run.next) else {
+                if run.hook == BatchHook::Retention || !self.set.has_retention() {
+                    break;
+                }
+                run.begin_retention();
+                continue;
+            };
+            if chain_entry.has_batch_hook(run.hook) {
                 let wanted =
-                    chain_entry.filter_with_state(source, run).inspect_err(|_| run.forget_state())?;
+                    chain_entry.decide_with_state(source, run).inspect_err(|_| run.forget_state())?;
                 if !wanted.is_empty() {
                     return Ok(FilterProgress::NeedsState(wanted));
                 }
@@ -112,9 +120,7 @@ impl Chain {
         if !self.set.has_grouping() {
             return Ok(());
         }
-        for chain_entry in
-            self.chain_entries.iter_mut().filter(|chain_entry| chain_entry.hooks().has_grouping())
-        {
+        for chain_entry in self.chain_entries.iter_mut().filter(|entry| entry.has_hook(Hooks::has_grouping)) {
             if let Err(failure) = chain_entry.regroup(room, grouping) {
                 chain_entry.plugin.skip_or_stall(&failure)?;
             }
@@ -136,9 +142,7 @@ impl Chain {
         if !self.set.has_offline() || absent.is_empty() {
             return Ok(decided);
         }
-        for chain_entry in
-            self.chain_entries.iter_mut().filter(|chain_entry| chain_entry.hooks().offline.is_some())
-        {
+        for chain_entry in self.chain_entries.iter_mut().filter(|entry| entry.has_hook(Hooks::has_offline)) {
             if let Err(failure) = chain_entry.decide(message, absent, &mut decided) {
                 chain_entry.plugin.skip_or_stall(&failure)?;
             }

@@ -15,6 +15,7 @@ use crate::policy::rollout::shadow::Shadow;
 use crate::wasm::Runtime;
 use crate::wasm::compile::CompileError;
 use crate::wasm::failure::PluginFailure;
+use crate::wasm::module::Hooks;
 
 /// Why a plugin does not start: the second half of a sentence that begins with the plugin.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +78,12 @@ impl SetEntry {
         Ok(Arc::new(Self { plugin: Arc::new(plugin), rollout: rollout.map(Arc::new) }))
     }
 
+    /// Whether the plugin or its candidate exports a hook.
+    pub(super) fn has_hook(&self, has: fn(&Hooks) -> bool) -> bool {
+        let candidate = self.rollout.as_ref().is_some_and(|rollout| has(&rollout.candidate.module.hooks));
+        has(&self.plugin.module.hooks) || candidate
+    }
+
     /// The entry's part of a chain.
     pub(super) fn chain_entry(&self) -> ChainEntry {
         ChainEntry::new(Arc::clone(&self.plugin), self.rollout.clone())
@@ -113,7 +120,7 @@ fn rollout(
     plugin.smoke_test().map_err(|failure| wrong(failure.into()))?;
     let shadow = is_shadow.then(|| {
         let mut chain_entry = ChainEntry::without_canary(Arc::clone(&plugin));
-        Shadow::start(&plugin, move |topic, partition, batch| chain_entry.mirror(topic, partition, batch))
+        Shadow::start(&plugin, move |batch| chain_entry.mirror(batch))
     });
     Ok(Rollout::begin(candidate, plugin, shadow.transpose().map_err(EntryError::Thread)?))
 }

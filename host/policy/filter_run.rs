@@ -1,5 +1,6 @@
-//! A batch on its way through the filters of a chain, which may have to wait for shared state between
-//! them. Plain data: it does not know how and from where state is fetched.
+//! A batch on its way through the filters of a chain, and then through its retention hooks. It may have
+//! to wait for shared state between them. Plain data: it does not know how and from where state is
+//! fetched.
 
 use std::collections::HashMap;
 
@@ -11,14 +12,22 @@ use crate::policy::set::Generation;
 /// depend on values.
 const ROUNDS: usize = 4;
 
-/// A batch between two filters.
+/// A hook that sees batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BatchHook {
+    Filter,
+    Retention,
+}
+
+/// A batch between two plugins.
 #[derive(Debug)]
 pub struct FilterRun {
     pub(super) generation: Generation,
     pub(super) batch: Vec<FilteredMessage>,
     /// The amended messages as they were before the first filter, by index.
     originals: Vec<(usize, Message)>,
-    /// The index of the plugin that is called next.
+    /// The hook that is called next, and the index of the plugin.
+    pub(super) hook: BatchHook,
     pub(super) next: usize,
     /// The messages that it has already decided; it stalled on others.
     answered: Vec<bool>,
@@ -49,7 +58,7 @@ impl PluginBatch<'_> {
 /// How far a batch has advanced.
 #[derive(Debug)]
 pub enum FilterProgress {
-    /// Through all filters. The writes must be stored before the batch continues.
+    /// Through all plugins. The writes must be stored before the batch continues.
     OfflineDecision(Vec<FilteredMessage>, Vec<StateWrite>),
     /// A plugin needs these values: fetch them, pass them to [`FilterRun::supply_state`], and continue.
     NeedsState(Vec<StateKey>),
@@ -64,6 +73,7 @@ impl FilterRun {
             generation,
             batch,
             originals: Vec::new(),
+            hook: BatchHook::Filter,
             next: 0,
             answered,
             known: HashMap::new(),
@@ -118,6 +128,11 @@ impl FilterRun {
     pub(super) fn forget_state(&mut self) {
         self.rounds = 0;
         self.known.clear();
+    }
+
+    /// All filters have decided.
+    pub(super) fn begin_retention(&mut self) {
+        (self.hook, self.next) = (BatchHook::Retention, 0);
     }
 
     /// Moves on to the next plugin.

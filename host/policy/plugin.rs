@@ -102,6 +102,7 @@ impl Plugin {
             }
         };
         instance.filter("trial", 0, &[]).map_err(failed("filter"))?;
+        instance.retain("trial", 0, &[]).map_err(failed("retention"))?;
         let nobody = Grouping::new(Arc::new(Membership::default()));
         let room = RoomView::of(&nobody, self.module.hooks.columns());
         if let Some(answer) = instance.regroup("trial", &room).map_err(failed("grouping"))? {

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicUsize;
 
 use crate::decision::PluginVersion;
 use crate::policy::entry::SetEntry;
-use crate::policy::plugin::Plugin;
+use crate::wasm::module::Hooks;
 
 /// The generation of a policy set: counts the swaps of a process, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
@@ -48,17 +48,27 @@ impl PolicySet {
 
     /// Whether any plugin filters.
     pub fn has_filter(&self) -> bool {
-        self.plugins().any(|plugin| plugin.module.hooks.has_filter())
+        self.has_hook(Hooks::has_filter)
+    }
+
+    /// Whether any plugin keeps messages in addition to their delivery.
+    pub fn has_retention(&self) -> bool {
+        self.has_hook(Hooks::has_retention)
+    }
+
+    /// Whether any plugin sees the messages of a batch.
+    pub fn sees_batches(&self) -> bool {
+        self.has_filter() || self.has_retention()
     }
 
     /// Whether any plugin regroups rooms.
     pub fn has_grouping(&self) -> bool {
-        self.plugins().any(|plugin| plugin.module.hooks.has_grouping())
+        self.has_hook(Hooks::has_grouping)
     }
 
     /// Whether any plugin decides about absent users.
     pub fn has_offline(&self) -> bool {
-        self.plugins().any(|plugin| plugin.module.hooks.offline.is_some())
+        self.has_hook(Hooks::has_offline)
     }
 
     pub(super) fn entries(&self) -> &[Arc<SetEntry>] {
@@ -69,8 +79,9 @@ impl PolicySet {
         &self.chains
     }
 
-    fn plugins(&self) -> impl Iterator<Item = &Plugin> {
-        self.entries.iter().map(|entry| &*entry.plugin)
+    /// A candidate counts as well: it may export what the active version does not.
+    fn has_hook(&self, has: fn(&Hooks) -> bool) -> bool {
+        self.entries.iter().any(|entry| entry.has_hook(has))
     }
 }
 

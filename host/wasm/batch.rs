@@ -3,7 +3,7 @@
 //! one message.
 
 use crate::message::{Audience, Message};
-use crate::wasm::bindings::exports::halley::policy::{filter, filter_columns as columns};
+use crate::wasm::bindings::exports::halley::policy::{filter, filter_columns as columns, retention};
 use crate::wasm::bindings::halley::policy::types;
 use crate::wasm::string_column::{BytesColumn, StringColumn};
 
@@ -68,6 +68,29 @@ impl MessageColumns {
             rows,
             texts: columns::Texts { joined: &texts.joined, ends: &texts.ends },
             blobs: columns::Blobs { joined: &blobs.joined, ends: &blobs.ends },
+        }
+    }
+}
+
+/// The rows in the type of `retention`, which is the same but belongs to another interface.
+pub(crate) struct RetentionRows(Vec<retention::Row>);
+
+impl RetentionRows {
+    pub(crate) fn of(batch: &MessageColumns) -> Self {
+        let row = |row: &columns::Row| {
+            let columns::Row { offset, timestamp_ms, audience, operation, speed, keys, headers } = *row;
+            retention::Row { offset, timestamp_ms, audience, operation, speed, keys, headers }
+        };
+        Self(batch.rows.iter().map(row).collect())
+    }
+
+    /// The batch in the contract's type.
+    pub(crate) fn lend<'a>(&'a self, batch: &'a MessageColumns) -> retention::Batch<'a> {
+        let MessageColumns { texts, blobs, .. } = batch;
+        retention::Batch {
+            rows: &self.0,
+            texts: retention::Texts { joined: &texts.joined, ends: &texts.ends },
+            blobs: retention::Blobs { joined: &blobs.joined, ends: &blobs.ends },
         }
     }
 }

@@ -8,14 +8,14 @@ use std::fmt;
 use wasmparser::{Parser, Payload};
 
 /// The version of the contract that this gateway speaks.
-pub(crate) const VERSION: Version = Version(0, 1, 1);
+pub(crate) const VERSION: Version = Version(0, 1, 2);
 /// The remedy for most problems of a plugin.
 pub(crate) const BUILD_FOR_CONTRACT: &str =
     "build it for the contract that `halley plugin wit` prints (in Rust, the halley-plugin SDK has it)";
 
 const PACKAGE: &str = "halley:policy/";
 /// The interfaces that decide something. A plugin exports at least one of them.
-const HOOKS: [&str; 5] = ["filter", "filter-columns", "grouping", "grouping-columns", "offline"];
+const HOOKS: [&str; 6] = ["filter", "filter-columns", "retention", "grouping", "grouping-columns", "offline"];
 
 /// A version of the contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,7 +49,7 @@ pub(crate) enum ContractError {
     /// It was built for this version.
     #[error("was {}", mismatch(.0))]
     Version(String),
-    #[error("exports none of filter, grouping, offline; {remedy}")]
+    #[error("exports none of filter, retention, grouping, offline; {remedy}")]
     NoHook { remedy: String },
     #[error("imports {foreign}, which the gateway does not offer; {remedy}")]
     Imports { foreign: String, remedy: &'static str },
@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn compatible_contract_versions_are_accepted() {
-        for version in ["0.1.0", "0.1.1", "0.1.99"] {
+        for version in ["0.1.0", "0.1.1", "0.1.2", "0.1.99"] {
             let contract = contract(&["types@0.1.0"], &[&format!("filter@{version}")]);
             contract.check().unwrap();
             assert_eq!(contract.version().to_string(), version);
@@ -258,7 +258,10 @@ mod tests {
     #[test]
     fn missing_features_of_a_newer_contract_name_both_versions() {
         let why = refusal(&["lifecycle@0.1.99", "prophecy@0.1.99"]);
-        assert!(why.starts_with("exports none of filter, grouping, offline; it was built for"), "{why}");
+        assert!(
+            why.starts_with("exports none of filter, retention, grouping, offline; it was built for"),
+            "{why}"
+        );
         assert!(why.contains("@0.1.99, this gateway speaks") && why.contains("upgrade the gateway"), "{why}");
         let earlier = contract(&[], &["filter@0.1.0"]);
         assert_eq!(earlier.remedy(), BUILD_FOR_CONTRACT);

@@ -9,7 +9,9 @@ use crate::decision::FilteredMessage;
 use crate::decision::{Disposition, PluginVersion, Verdict};
 use crate::membership::{Connection, CurrentPlacement, Grouping, Membership};
 use crate::message::{Audience, Message, NamedBy, Origin, Record, fuzzing as messages};
-use crate::wasm::bindings::exports::halley::policy::{filter, grouping, grouping_columns, offline};
+use crate::wasm::bindings::exports::halley::policy::{
+    filter, grouping, grouping_columns, offline, retention,
+};
 use crate::wasm::lift;
 use crate::wasm::room::{RoomView, UncheckedRegrouping};
 
@@ -21,11 +23,12 @@ const LONGEST_GUARD_KEY: usize = 512;
 const MOST_GUARDS: usize = 16;
 const MOST_COMETS: usize = 1024;
 
-/// Checks one plugin's answers to all three hooks.
+/// Checks one plugin's answers to all hooks.
 pub(crate) fn check(input: &mut Unstructured<'_>) -> Result<()> {
-    match input.int_in_range(0..=2)? {
+    match input.int_in_range(0..=3)? {
         0 => check_verdicts(input),
         1 => check_regroupings(input),
+        2 => check_kept(input),
         _ => check_disposition(input),
     }
 }
@@ -96,6 +99,21 @@ fn check_regroupings(input: &mut Unstructured<'_>) -> Result<()> {
                 assert!(!room.comets()[comet as usize].is_empty(), "a member at no comet");
             }
         }
+    }
+    Ok(())
+}
+
+fn check_kept(input: &mut Unstructured<'_>) -> Result<()> {
+    let asked = input.int_in_range(0..=6)?;
+    let mut indexes =
+        || (0..input.int_in_range(0..=8u8)?).map(|_| index(input)).collect::<Result<Vec<u32>>>();
+    let answer = retention::Kept { inbox: indexes()?, history: indexes()? };
+    let Ok(kept) = lift::kept(&answer, asked) else { return Ok(()) };
+    assert!(kept.is_empty() || kept.len() == asked, "as many as were asked about");
+    let named = |indexes: &[u32], at: usize| indexes.contains(&u32::try_from(at).expect("few messages"));
+    for (at, retention) in kept.iter().enumerate() {
+        assert_eq!(retention.inbox, named(&answer.inbox, at));
+        assert_eq!(retention.history, named(&answer.history, at));
     }
     Ok(())
 }

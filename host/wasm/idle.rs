@@ -8,7 +8,8 @@ use crate::wasm::contract::VERSION;
 const CONTRACT: &str = include_str!("../../wit/policy.wit");
 const CODE: &str = include_str!("idle.wat");
 
-/// The bytes of a plugin that exports every hook and decides nothing.
+/// The bytes of a plugin that exports every hook but `retention` (which would be a second call per
+/// batch) and decides nothing.
 ///
 /// # Errors
 /// When the contract and the code do not match; the tests of this project rule that out.
@@ -20,7 +21,10 @@ pub fn idle_plugin() -> anyhow::Result<Vec<u8>> {
 pub(crate) fn idle_plugin_with(more: &str) -> anyhow::Result<Vec<u8>> {
     let code =
         CODE.replace("VERSION", &VERSION.to_string()).replacen("(module", &format!("(module {more}"), 1);
-    with_contract(&code, &[], Some("gateway"))
+    let hooks = ["filter", "filter-columns", "grouping", "grouping-columns", "offline", "lifecycle"];
+    let exports: String =
+        hooks.iter().map(|hook| format!(" export halley:policy/{hook}@{VERSION};")).collect();
+    with_contract(&code, &[&format!("package halley:idle; world idle {{{exports} }}")], None)
 }
 
 /// A module from this text with a description of its interfaces: a world of the last of these packages,

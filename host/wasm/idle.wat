@@ -1,4 +1,4 @@
-;; A policy with every hook that decides nothing: what remains is the cost of the call itself.
+;; A policy with every hook but `retention` that decides nothing: what remains is the cost of the call itself.
 ;;
 ;; Arguments are allocated from ARGUMENTS on, and every call starts there again. Nothing is written
 ;; below, except for the address and length of the returned list at 0. So results can point to zeros:

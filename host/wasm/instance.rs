@@ -13,9 +13,9 @@ use wasmtime::{Store, Trap};
 use crate::decision::{AbsentRecipient, FailureKind};
 use crate::message::Message;
 use crate::wasm::address_space;
-use crate::wasm::batch::MessageColumns;
+use crate::wasm::batch::{MessageColumns, RetentionRows};
 use crate::wasm::bindings::exports::halley::policy::{
-    filter, filter_columns, grouping, grouping_columns, offline,
+    filter, filter_columns, grouping, grouping_columns, offline, retention,
 };
 use crate::wasm::bindings::halley::policy::types;
 use crate::wasm::epoch::{RunningGuest, ticks};
@@ -52,6 +52,7 @@ pub(crate) struct Instance {
     store: Store<HostState>,
     filter: Option<filter::Guest>,
     filter_columns: Option<filter_columns::Guest>,
+    retention: Option<retention::Guest>,
     grouping: Option<grouping::Guest>,
     grouping_columns: Option<grouping_columns::Guest>,
     offline: Option<offline::Guest>,
@@ -69,6 +70,7 @@ impl Instance {
         let hooks = &module.hooks;
         let filter = hooks.filter.as_ref().map(|i| i.load(&mut store, &instance));
         let filter_columns = hooks.filter_columns.as_ref().map(|i| i.load(&mut store, &instance));
+        let retention = hooks.retention.as_ref().map(|i| i.load(&mut store, &instance));
         let grouping = hooks.grouping.as_ref().map(|i| i.load(&mut store, &instance));
         let columns = hooks.grouping_columns.as_ref().map(|i| i.load(&mut store, &instance));
         let offline = hooks.offline.as_ref().map(|i| i.load(&mut store, &instance));
@@ -76,6 +78,7 @@ impl Instance {
         let mut loaded = Self {
             filter: filter.transpose().map_err(load)?,
             filter_columns: filter_columns.transpose().map_err(load)?,
+            retention: retention.transpose().map_err(load)?,
             grouping: grouping.transpose().map_err(load)?,
             grouping_columns: columns.transpose().map_err(load)?,
             offline: offline.transpose().map_err(load)?,
@@ -115,6 +118,23 @@ impl Instance {
         });
         self.filter = Some(hook);
         lift::check_count(answer?, messages.len(), "verdicts").map(UncheckedVerdicts::Records)
+    }
+
+    /// Calls `retain`. Returns where each message is kept.
+    pub(crate) fn retain(
+        &mut self,
+        topic: &str,
+        partition: i32,
+        messages: &[&Message],
+    ) -> Result<UncheckedVerdicts, PluginFailure> {
+        let Some(hook) = self.retention.take() else { return Ok(UncheckedVerdicts::Kept(Vec::new())) };
+        let (source, deadline) = (types::Source { topic, partition }, self.deadline());
+        let batch = MessageColumns::of(messages);
+        let rows = RetentionRows::of(&batch);
+        let answer = self
+            .call(HookKind::Retention, deadline, |store| hook.call_retain(store, source, rows.lend(&batch)));
+        self.retention = Some(hook);
+        lift::kept(&answer?, messages.len()).map(UncheckedVerdicts::Kept)
     }
 
     /// Calls `regroup` for a room, in the shape that this plugin takes. The answer is not checked

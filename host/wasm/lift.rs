@@ -6,11 +6,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::decision::{Disposition, Effect, FilteredMessage, Guard, MessagePart, PluginVersion, Verdict};
+use crate::decision::{
+    Disposition, Effect, FilteredMessage, Guard, MessagePart, PluginVersion, Retention, Verdict,
+};
 use crate::message::{Audience, CometAddr, NamedBy};
 use crate::wasm::batch;
 use crate::wasm::bindings::exports::halley::policy::filter::{self, Amendment, Once};
-use crate::wasm::bindings::exports::halley::policy::{filter_columns, offline};
+use crate::wasm::bindings::exports::halley::policy::{filter_columns, offline, retention};
 use crate::wasm::failure::PluginFailure;
 use crate::wasm::host::cut;
 use crate::wasm::metrics::FilterDecision;
@@ -26,12 +28,14 @@ const MAX_COMETS: usize = 1024;
 /// The longest room id, key, comet address or channel, in bytes.
 const MAX_NAME: usize = 1024;
 
-/// A filter's verdicts about a batch, unchecked, in the shape in which it returned them: most let
+/// A plugin's verdicts about a batch, unchecked, in the shape in which it returned them: most let
 /// their message pass and are never converted.
 #[derive(Debug)]
 pub(crate) enum UncheckedVerdicts {
     Records(Vec<filter::Verdict>),
     Columns(Vec<filter_columns::Verdict>),
+    /// Of `retention`: where each message is kept. Empty if nothing is kept.
+    Kept(Vec<Retention>),
 }
 
 impl UncheckedVerdicts {
@@ -46,23 +50,33 @@ impl UncheckedVerdicts {
                 filter_columns::Verdict::Pass => return None,
                 verdict => batch::verdict(std::mem::replace(verdict, filter_columns::Verdict::Pass)),
             },
+            Self::Kept(kept) => {
+                let retention = kept.get(at).copied().filter(|retention| !retention.is_empty())?;
+                return Some(UncheckedVerdict::Kept(retention));
+            }
         };
-        Some(UncheckedVerdict(verdict))
+        Some(UncheckedVerdict::Filter(verdict))
     }
 }
 
-/// A filter's verdict about one message, unchecked.
+/// A plugin's verdict about one message, unchecked.
 #[derive(Debug)]
-pub(crate) struct UncheckedVerdict(pub(super) filter::Verdict);
+pub(crate) enum UncheckedVerdict {
+    Filter(filter::Verdict),
+    Kept(Retention),
+}
 
 impl UncheckedVerdict {
     /// The decision for metrics, and whether its reason is longer than the limit.
     pub(crate) fn decision(&self) -> (FilterDecision, bool) {
-        let (decision, reason) = match &self.0 {
-            filter::Verdict::Pass => (FilterDecision::Pass, ""),
-            filter::Verdict::Drop(reason) => (FilterDecision::Drop, reason.as_str()),
-            filter::Verdict::DeadLetter(reason) => (FilterDecision::DeadLetter, reason.as_str()),
-            filter::Verdict::Amend(_) => (FilterDecision::Amend, ""),
+        let (decision, reason) = match self {
+            Self::Kept(_) => (FilterDecision::Retain, ""),
+            Self::Filter(filter::Verdict::Pass) => (FilterDecision::Pass, ""),
+            Self::Filter(filter::Verdict::Drop(reason)) => (FilterDecision::Drop, reason.as_str()),
+            Self::Filter(filter::Verdict::DeadLetter(reason)) => {
+                (FilterDecision::DeadLetter, reason.as_str())
+            }
+            Self::Filter(filter::Verdict::Amend(_)) => (FilterDecision::Amend, ""),
         };
         (decision, reason.len() > MAX_REASON)
     }
@@ -78,7 +92,13 @@ impl UncheckedVerdict {
         by: &PluginVersion,
         named_by: NamedBy,
     ) -> Result<(), PluginFailure> {
-        apply(self.0, filtered, by, named_by)
+        match self {
+            Self::Filter(verdict) => apply(verdict, filtered, by, named_by),
+            Self::Kept(retention) => {
+                retain(retention, filtered, by);
+                Ok(())
+            }
+        }
     }
 }
 
@@ -93,6 +113,49 @@ impl UncheckedDisposition {
     /// When it is invalid.
     pub(crate) fn check(self) -> Result<Option<Disposition>, PluginFailure> {
         disposition(self.0)
+    }
+}
+
+/// Where each of `asked` messages is kept; empty if none is.
+///
+/// # Errors
+/// When an index points outside of the batch, or there are more of them than messages.
+pub(crate) fn kept(answer: &retention::Kept, asked: usize) -> Result<Vec<Retention>, PluginFailure> {
+    let retention::Kept { inbox, history } = answer;
+    if inbox.is_empty() && history.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut kept = vec![Retention::default(); asked];
+    mark(&mut kept, inbox, "inbox", |retention| retention.inbox = true)?;
+    mark(&mut kept, history, "history", |retention| retention.history = true)?;
+    Ok(kept)
+}
+
+fn mark(
+    kept: &mut [Retention],
+    indexes: &[u32],
+    place: &str,
+    mark: fn(&mut Retention),
+) -> Result<(), PluginFailure> {
+    let asked = kept.len();
+    if indexes.len() > asked {
+        let named = indexes.len();
+        return Err(PluginFailure::bad_answer(format!("keeps {named} of {asked} messages in `{place}`")));
+    }
+    for at in indexes {
+        let why = || PluginFailure::bad_answer(format!("keeps message {at} of {asked} in `{place}`"));
+        mark(kept.get_mut(*at as usize).ok_or_else(why)?);
+    }
+    Ok(())
+}
+
+/// Adds to where a message is kept. Only rooms have histories.
+fn retain(retention: Retention, filtered: &mut FilteredMessage, by: &PluginVersion) {
+    let has_history = matches!(filtered.message.audience, Audience::Room(_));
+    let retention = Retention { history: retention.history && has_history, ..retention };
+    if !retention.is_empty() {
+        filtered.retention = filtered.retention.and(retention);
+        filtered.note(by, Effect::Retained(retention));
     }
 }
 

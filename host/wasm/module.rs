@@ -10,7 +10,7 @@ use wasmtime::component::{Component, InstancePre, Linker};
 
 use crate::digest::Digest;
 use crate::wasm::bindings::exports::halley::policy::{
-    filter, filter_columns, grouping, grouping_columns, lifecycle, offline,
+    filter, filter_columns, grouping, grouping_columns, lifecycle, offline, retention,
 };
 use crate::wasm::compile::{CompileError, bounds};
 use crate::wasm::contract::{BUILD_FOR_CONTRACT, Contract};
@@ -21,6 +21,7 @@ use crate::wasm::host::HostState;
 pub(crate) struct Hooks {
     pub(crate) filter: Option<filter::GuestIndices>,
     pub(crate) filter_columns: Option<filter_columns::GuestIndices>,
+    pub(crate) retention: Option<retention::GuestIndices>,
     pub(crate) grouping: Option<grouping::GuestIndices>,
     pub(crate) grouping_columns: Option<grouping_columns::GuestIndices>,
     pub(crate) offline: Option<offline::GuestIndices>,
@@ -38,6 +39,16 @@ impl Hooks {
         self.filter.is_some() || self.filter_columns.is_some()
     }
 
+    /// Whether it keeps messages.
+    pub(crate) fn has_retention(&self) -> bool {
+        self.retention.is_some()
+    }
+
+    /// Whether it decides about absent users.
+    pub(crate) fn has_offline(&self) -> bool {
+        self.offline.is_some()
+    }
+
     /// Whether it takes rooms in columns, which is preferred.
     pub(crate) fn columns(&self) -> bool {
         self.grouping_columns.is_some()
@@ -47,8 +58,9 @@ impl Hooks {
     pub(crate) fn names(&self) -> Vec<&'static str> {
         let all = [
             ("filter", self.has_filter()),
+            ("retention", self.has_retention()),
             ("grouping", self.has_grouping()),
-            ("offline", self.offline.is_some()),
+            ("offline", self.has_offline()),
             ("lifecycle", self.lifecycle.is_some()),
         ];
         all.iter().filter(|(_, there)| *there).map(|(name, _)| *name).collect()
@@ -128,6 +140,7 @@ fn hooks(contract: &Contract, pre: &InstancePre<HostState>) -> Result<Hooks, Com
     Ok(Hooks {
         filter: find(contract, "filter", || filter::GuestIndices::new(pre))?,
         filter_columns: find(contract, "filter-columns", || filter_columns::GuestIndices::new(pre))?,
+        retention: find(contract, "retention", || retention::GuestIndices::new(pre))?,
         grouping: find(contract, "grouping", || grouping::GuestIndices::new(pre))?,
         grouping_columns: find(contract, "grouping-columns", || grouping_columns::GuestIndices::new(pre))?,
         offline: find(contract, "offline", || offline::GuestIndices::new(pre))?,
@@ -179,7 +192,7 @@ mod tests {
             assert!(why.contains("is not WebAssembly"), "{why}");
         }
         assert!(refusal("(module)").contains("plain module without a description"));
-        assert!(refusal("(component)").contains("exports none of filter, grouping, offline"));
+        assert!(refusal("(component)").contains("exports none of filter, retention, grouping, offline"));
     }
 
     #[test]
@@ -188,7 +201,7 @@ mod tests {
         let why = refusal(&format!(r#"(component (import "foo:bar/baz" (instance)) {filter})"#));
         assert!(why.contains("imports foo:bar/baz"), "{why}");
         let why = refusal(&format!("(component {filter})"));
-        assert!(why.contains("does not fit halley:policy@0.1.1"), "{why}");
+        assert!(why.contains("does not fit halley:policy@0.1.2"), "{why}");
         let http = r#"(import "wasi:http/types@0.2.0" (instance (export "f" (func))))"#;
         let why = refusal(&format!("(component {http} {filter})"));
         assert!(why.contains("wasi:http/types"), "{why}");

@@ -3,9 +3,10 @@
 use halley::message::Audience;
 
 use crate::support::comet::{FakeComet, Serves, To};
-use crate::support::gateway::{gateway, quoted};
+use crate::support::gateway::{Plugin, gateway, quoted};
 use crate::support::kafka::kafka;
 use crate::support::redis::Redis;
+use crate::support::repository;
 
 /// The ids of the messages of a user's inbox.
 async fn stored_ids(redis: &Redis, user: &str) -> Vec<String> {
@@ -62,6 +63,31 @@ async fn who_returns_while_it_is_stored_gets_it_live() {
 #[tokio::test]
 async fn who_returns_gets_it_live_over_a_stream() {
     returning_user(Serves::Streams).await;
+}
+
+#[tokio::test]
+async fn a_policy_keeps_what_is_important_for_those_online_too() {
+    let (redis, comet) = (Redis::start().await, FakeComet::start().await);
+    redis.join("lobby", "c1", "ann", comet.address()).await;
+    redis.join("lobby", "c2", "bob", comet.address()).await;
+    redis.offline("bob").await;
+    let topic = kafka().topic("retention", 1).await;
+    let config = serde_json::json!({ "operations": [7], "rooms": [] });
+    let plugin = Plugin::new("keep", repository("plugins/dist/keep_important.wasm")).config(&config);
+    let gateway = gateway(&topic).redis(&redis).plugin(plugin).start().await;
+    let lobby = Audience::Room("lobby".into());
+    kafka().produce(&topic, lobby.clone(), 4, "chat").await;
+    kafka().produce(&topic, lobby, 7, "a call").await;
+    gateway.wait_until_settled(&topic).await;
+    assert_eq!(comet.deliveries().len(), 2, "each once");
+    for (user, count) in [("ann", 1), ("bob", 2)] {
+        assert_eq!(stored_ids(&redis, user).await.len(), count, "{user}");
+    }
+    let mut explain = tokio::process::Command::new(env!("CARGO_BIN_EXE_halley"));
+    explain.args(["explain", "--room", "lobby", "--operation", "7", "--config"]).arg(gateway.file());
+    let explained = explain.output().await.expect("it runs").stdout;
+    let explained = String::from_utf8_lossy(&explained);
+    assert!(explained.contains("kept in   inbox") && explained.contains("keeps it in: inbox"), "{explained}");
 }
 
 #[tokio::test]

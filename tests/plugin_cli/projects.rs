@@ -26,7 +26,7 @@ fn a_new_project_follows_its_readme() {
         format!("  size          {} bytes, module", file.metadata().expect("built").len()),
         format!("  sha256        {hash}"),
         format!("  version       {}", &hash[..12]),
-        "  contract      halley:policy@0.1.1".to_owned(),
+        "  contract      halley:policy@0.1.2".to_owned(),
         "  hooks         filter, grouping, offline, lifecycle".to_owned(),
     ] {
         assert!(built.out.contains(&line), "`{line}` is not in:\n{}", built.out);
@@ -109,7 +109,7 @@ fn inspect_shows_contents_and_refusal() {
     }
     let other = cli.plugin(&["inspect", &guest("dist/old.wasm")]);
     assert_eq!(other.code, Some(1));
-    assert!(other.err.contains("a gateway would refuse it") && other.err.contains("0.1.1"), "{}", other.err);
+    assert!(other.err.contains("a gateway would refuse it") && other.err.contains("0.1.2"), "{}", other.err);
     cli.write("text.wasm", "not code");
     let text = cli.plugin(&["inspect", "text.wasm"]);
     assert_eq!((text.code, text.err.contains("is not WebAssembly")), (Some(1), true), "{text:?}");

@@ -20,6 +20,8 @@ pub(super) struct ReplayedPlugin {
 pub(super) enum DecisionKind {
     Passed,
     Amended,
+    /// Passed unchanged, and kept.
+    Retained,
     Dropped,
     DeadLettered,
     /// The plugin failed; its `on_error` would decide.
@@ -31,6 +33,7 @@ impl DecisionKind {
         match self {
             Self::Passed => "passed",
             Self::Amended => "amended",
+            Self::Retained => "retained",
             Self::Dropped => "dropped",
             Self::DeadLettered => "dead-lettered",
             Self::Failed => "failed",
@@ -66,8 +69,8 @@ impl ReplayedPlugin {
         let policies = Policies::start(wasm::Runtime::with(&mut Registry::default(), runtime)?, &[config])?;
         let set = policies.current();
         anyhow::ensure!(
-            set.has_filter(),
-            "{} exports no `filter`; only decisions of `filter` can be replayed",
+            set.sees_batches(),
+            "{} exports neither `filter` nor `retention`; only their decisions can be replayed",
             file
         );
         Ok(Self { version: set.versions()[0].clone(), chain: set.chain() })
@@ -90,7 +93,13 @@ fn decided(filtered: FilteredMessage) -> ReplayDecision {
     // Filters decide nothing about absent recipients.
     let (kind, why) = match filtered.effect_after(0) {
         Effect::Passed | Effect::DecidedOffline { .. } => (DecisionKind::Passed, String::new()),
-        Effect::Amended(parts) => (DecisionKind::Amended, MessagePart::names(parts)),
+        Effect::Amended(parts) if filtered.retention.is_empty() => {
+            (DecisionKind::Amended, MessagePart::names(parts))
+        }
+        Effect::Amended(parts) => {
+            (DecisionKind::Amended, format!("{}, retention", MessagePart::names(parts)))
+        }
+        Effect::Retained(retention) => (DecisionKind::Retained, retention.names().join(", ")),
         Effect::Dropped { reason } => (DecisionKind::Dropped, reason.clone()),
         Effect::DeadLettered { reason } => (DecisionKind::DeadLettered, reason.clone()),
         Effect::Failed { text, .. } => (DecisionKind::Failed, text.to_string()),
@@ -109,6 +118,8 @@ pub(super) fn change(before: &ReplayDecision, after: &ReplayDecision) -> Option<
         DecisionKind::Dropped | DecisionKind::DeadLettered => {
             (before.why != after.why).then(|| format!("{} for another reason", after.kind.as_str()))
         }
+        DecisionKind::Retained => (before.why != after.why)
+            .then(|| format!("retained differently: {} -> {}", before.why, after.why)),
         DecisionKind::Amended => {
             let parts = before.filtered.differing(&after.filtered);
             (!parts.is_empty()).then(|| format!("amended differently: {}", MessagePart::names(&parts)))

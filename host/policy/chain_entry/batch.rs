@@ -1,4 +1,4 @@
-//! Runs a batch through one plugin's filter.
+//! Runs a batch through one plugin's filter, or its retention hook.
 //!
 //! A failure costs only the message that causes it: a failing batch is halved, with fresh instances,
 //! until that message is isolated; the plugin's `on_error` applies to it.
@@ -13,7 +13,7 @@ use crate::decision::{
 use crate::message::Message;
 use crate::policy::chain_entry::ChainEntry;
 use crate::policy::chain_entry::pace::CallSize;
-use crate::policy::filter_run::{FilterRun, PluginBatch};
+use crate::policy::filter_run::{BatchHook, FilterRun, PluginBatch};
 use crate::policy::plugin::Plugin;
 use crate::policy::rollout::shadow::MirroredBatch;
 use crate::wasm::failure::{PluginFailure, PluginLimit};
@@ -25,6 +25,13 @@ use crate::wasm::metrics::{FilterDecision, HookKind};
 pub(in crate::policy) struct BatchSource<'a> {
     pub(in crate::policy) topic: &'a str,
     pub(in crate::policy) partition: i32,
+}
+
+/// What a plugin is asked about a batch.
+#[derive(Clone, Copy)]
+struct BatchCall<'a> {
+    source: BatchSource<'a>,
+    hook: BatchHook,
 }
 
 /// How many calls of one plugin may fail in a row before the rest of the batch fails: enough to isolate one
@@ -39,20 +46,21 @@ fn failures_in_a_row(batch: usize) -> usize {
 const ROWS_PER_BATCH: usize = 8;
 
 impl ChainEntry {
-    /// Runs the filter of a plugin whose state may be shared. Returns the keys that it needs; if
+    /// Runs the next hook of a plugin whose state may be shared. Returns the keys that it needs; if
     /// there are any, the batch is unchanged.
-    pub(in crate::policy) fn filter_with_state(
+    pub(in crate::policy) fn decide_with_state(
         &mut self,
         source: BatchSource<'_>,
         run: &mut FilterRun,
     ) -> Result<Vec<StateKey>, PolicyStalled> {
+        let call = BatchCall { source, hook: run.hook };
         let Some(shared) = self.shared.clone() else {
-            self.filter(source, run.plugin_batch())?;
+            self.decide_batch(call, run.plugin_batch())?;
             return Ok(Vec::new());
         };
         let before = run.batch.clone();
         shared.open(run.known.clone(), run.is_last_round());
-        let result = self.filter(source, run.plugin_batch());
+        let result = self.decide_batch(call, run.plugin_batch());
         let closed = shared.close();
         let plugin = &self.plugin.version.name;
         let of_plugin = |key| StateKey { plugin: Arc::clone(plugin), key };
@@ -69,13 +77,15 @@ impl ChainEntry {
         Ok(Vec::new())
     }
 
-    /// Runs a batch through the filter of a shadow. A stall is a failure like any other here: the
+    /// Runs a batch through a hook of a shadow. A stall is a failure like any other here: the
     /// batch is not repeated, and every message that it would hold counts as failed.
-    pub(in crate::policy) fn mirror(&mut self, topic: &str, partition: i32, batch: &mut [FilteredMessage]) {
+    pub(in crate::policy) fn mirror(&mut self, mirrored: &mut MirroredBatch) {
+        let MirroredBatch { topic, partition, hook, before: batch, .. } = mirrored;
         let mut answered = vec![false; batch.len()];
-        let (batch_seen, answered_seen) = (&mut *batch, &mut answered[..]);
+        let (batch_seen, answered_seen) = (&mut batch[..], &mut answered[..]);
         let asked = PluginBatch { batch: batch_seen, answered: answered_seen, originals: &mut Vec::new() };
-        let Err(stalled) = self.filter(BatchSource { topic, partition }, asked) else { return };
+        let call = BatchCall { source: BatchSource { topic, partition: *partition }, hook: *hook };
+        let Err(stalled) = self.decide_batch(call, asked) else { return };
         let PolicyStalled { plugin, kind, error } = stalled;
         let text: Arc<str> = error.into();
         for (filtered, _) in batch.iter_mut().zip(answered).filter(|(_, answered)| !answered) {
@@ -84,31 +94,39 @@ impl ChainEntry {
         }
     }
 
-    /// Runs the undecided messages of a batch through the plugin's filter, or its candidate's.
-    fn filter(&mut self, source: BatchSource<'_>, mut asked: PluginBatch<'_>) -> Result<(), PolicyStalled> {
+    /// Runs the undecided messages of a batch through the plugin's hook, or its candidate's.
+    fn decide_batch(&mut self, call: BatchCall<'_>, mut asked: PluginBatch<'_>) -> Result<(), PolicyStalled> {
         let asked = &mut asked;
         let is_open = |at: &usize| matches!(asked.batch[*at].verdict, Verdict::Pass) && !asked.answered[*at];
         let open: Vec<usize> = (0..asked.batch.len()).filter(is_open).collect();
-        let Some(rollout) = self.rollout.clone() else { return self.filter_open(source, asked, &open) };
+        let Some(rollout) = self.rollout.clone() else { return self.decide_open(call, asked, &open) };
         if let Some(canary) = &mut self.canary {
             let (canarys, own): (Vec<usize>, Vec<usize>) =
                 open.into_iter().partition(|at| rollout.decides_for(&asked.batch[*at].message.audience));
-            canary.filter_open(source, asked, &canarys)?;
-            return self.filter_open(source, asked, &own);
+            canary.decide_open(call, asked, &canarys)?;
+            return self.decide_open(call, asked, &own);
         }
         let take = |batch: &[FilteredMessage]| open.iter().map(|at| batch[*at].clone()).collect::<Vec<_>>();
         let before = take(asked.batch);
-        self.filter_open(source, asked, &open)?;
+        self.decide_open(call, asked, &open)?;
         if let Some(shadow) = rollout.shadow.as_ref().filter(|_| !self.needs_refetch()) {
-            let (topic, partition) = (source.topic.to_owned(), source.partition);
-            shadow.show(MirroredBatch { topic, partition, before, after: take(asked.batch) });
+            let BatchCall { source: BatchSource { topic, partition }, hook } = call;
+            let (topic, is_first) = (topic.to_owned(), self.is_first_hook(hook));
+            let after = take(asked.batch);
+            shadow.show(MirroredBatch { topic, partition, hook, is_first, before, after });
         }
         Ok(())
     }
 
-    fn filter_open(
+    /// Whether the messages of this hook's calls count in statistics: not twice, if the plugin filters
+    /// them as well.
+    fn is_first_hook(&self, hook: BatchHook) -> bool {
+        hook == BatchHook::Filter || !self.has_batch_hook(BatchHook::Filter)
+    }
+
+    fn decide_open(
         &mut self,
-        source: BatchSource<'_>,
+        call: BatchCall<'_>,
         asked: &mut PluginBatch<'_>,
         open: &[usize],
     ) -> Result<(), PolicyStalled> {
@@ -126,13 +144,13 @@ impl ChainEntry {
                 let rest = stretches.iter().cloned().flatten().map(|at| open[at]);
                 let unasked: Vec<usize> = indexes.iter().copied().chain(rest).collect();
                 self.plugin.context.metrics.unasked(unasked.len());
-                return self.apply_on_error(&failure, asked, unasked.into_iter());
+                return self.apply_on_error(&failure, call.hook, asked, unasked.into_iter());
             }
             let used = self.instance.is_some();
-            let failure = match self.verdicts(source, asked.batch, indexes) {
+            let failure = match self.verdicts(call, asked.batch, indexes) {
                 Ok(verdicts) => {
                     row = 0;
-                    self.apply(verdicts, asked, indexes)?;
+                    self.apply(verdicts, call.hook, asked, indexes)?;
                     continue;
                 }
                 Err(failure) => failure,
@@ -143,7 +161,8 @@ impl ChainEntry {
             let hopeless = worn_out || failure.kind == FailureKind::Start || self.over_budget().is_some();
             if hopeless {
                 let rest = stretches.iter().cloned().flatten().map(|at| open[at]);
-                return self.apply_on_error(&failure, asked, indexes.iter().copied().chain(rest));
+                let failed = indexes.iter().copied().chain(rest);
+                return self.apply_on_error(&failure, call.hook, asked, failed);
             }
             if indexes.len() == 1 && used {
                 // The instance may be the cause: memory that leaked over many calls.
@@ -151,7 +170,7 @@ impl ChainEntry {
                 continue;
             }
             if indexes.len() == 1 || self.plugin.on_error(&failure) == OnError::Stall {
-                self.apply_on_error(&failure, asked, indexes.iter().copied())?;
+                self.apply_on_error(&failure, call.hook, asked, indexes.iter().copied())?;
                 continue;
             }
             let (first, second) = halves(stretch);
@@ -163,15 +182,23 @@ impl ChainEntry {
 
     fn verdicts(
         &mut self,
-        source: BatchSource<'_>,
+        BatchCall { source, hook }: BatchCall<'_>,
         batch: &[FilteredMessage],
         indexes: &[usize],
     ) -> Result<UncheckedVerdicts, PluginFailure> {
         let asked: Vec<&Message> = indexes.iter().map(|at| &batch[*at].message).collect();
         let begun = Instant::now();
-        let size = CallSize::of(HookKind::Filter, asked.len());
-        let mut verdicts =
-            self.with_instance(size, |instance| instance.filter(source.topic, source.partition, &asked));
+        let BatchSource { topic, partition } = source;
+        let mut verdicts = match hook {
+            BatchHook::Filter => {
+                let size = CallSize::of(HookKind::Filter, asked.len());
+                self.with_instance(size, |instance| instance.filter(topic, partition, &asked))
+            }
+            BatchHook::Retention => {
+                let size = CallSize::of(HookKind::Retention, asked.len());
+                self.with_instance(size, |instance| instance.retain(topic, partition, &asked))
+            }
+        };
         if let Some(shared) = &self.shared
             && let Err(why) = shared.end_call(verdicts.is_ok())
         {
@@ -183,7 +210,7 @@ impl ChainEntry {
             return verdicts;
         }
         // Failed messages are retried in halves; they count once they are not retried any more.
-        let answered = if verdicts.is_ok() { asked.len() } else { 0 };
+        let answered = if verdicts.is_ok() && self.is_first_hook(hook) { asked.len() } else { 0 };
         self.plugin.stats.record_messages(answered, begun.elapsed());
         verdicts
     }
@@ -197,6 +224,7 @@ impl ChainEntry {
     fn apply(
         &self,
         mut verdicts: UncheckedVerdicts,
+        hook: BatchHook,
         asked: &mut PluginBatch<'_>,
         indexes: &[usize],
     ) -> Result<(), PolicyStalled> {
@@ -208,20 +236,23 @@ impl ChainEntry {
         for (number, at) in indexes.iter().enumerate() {
             match verdicts.take(number) {
                 None => passed += 1,
-                Some(verdict) => applied = self.apply_one(verdict, asked, *at),
+                Some(verdict) => applied = self.apply_one(verdict, hook, asked, *at),
             }
             if applied.is_err() {
                 break;
             }
             asked.answered[*at] = true;
         }
-        self.plugin.context.metrics.decided(FilterDecision::Pass, passed);
+        if self.is_first_hook(hook) {
+            self.plugin.context.metrics.decided(FilterDecision::Pass, passed);
+        }
         applied
     }
 
     fn apply_one(
         &self,
         verdict: UncheckedVerdict,
+        hook: BatchHook,
         asked: &mut PluginBatch<'_>,
         at: usize,
     ) -> Result<(), PolicyStalled> {
@@ -235,7 +266,7 @@ impl ChainEntry {
             Ok(()) => Ok(()),
             Err(failure) => {
                 let failure = self.record_failure(failure);
-                self.apply_on_error(&failure, asked, std::iter::once(at))
+                self.apply_on_error(&failure, hook, asked, std::iter::once(at))
             }
         }
     }
@@ -244,6 +275,7 @@ impl ChainEntry {
     fn apply_on_error(
         &self,
         failure: &PluginFailure,
+        hook: BatchHook,
         asked: &mut PluginBatch<'_>,
         indexes: impl Iterator<Item = usize>,
     ) -> Result<(), PolicyStalled> {
@@ -255,7 +287,9 @@ impl ChainEntry {
         let on_error = plugin.on_error(failure);
         let indexes: Vec<usize> = indexes.collect();
         if !failure.is_address_space_exhausted() {
-            plugin.stats.record_messages(indexes.len(), Duration::ZERO);
+            if self.is_first_hook(hook) {
+                plugin.stats.record_messages(indexes.len(), Duration::ZERO);
+            }
             plugin.stats.record_errors(indexes.len());
         }
         plugin.report_failure(failure, indexes.len());

@@ -14,6 +14,7 @@ use crate::membership::Grouping;
 use crate::message::{Message, RoomId};
 use crate::policy::chain_entry::pace::{CallPace, CallSize};
 use crate::policy::config::StateScope;
+use crate::policy::filter_run::BatchHook;
 use crate::policy::plugin::Plugin;
 use crate::policy::rollout::candidate::Rollout;
 use crate::policy::time_budget::TimeBudget;
@@ -83,8 +84,22 @@ impl ChainEntry {
         self.instance.as_ref().map_or(0, Instance::memory)
     }
 
+    /// Whether the plugin or its candidate exports a hook.
+    pub(super) fn has_hook(&self, has: fn(&Hooks) -> bool) -> bool {
+        let candidate = self.rollout.as_ref().is_some_and(|rollout| has(&rollout.candidate.module.hooks));
+        has(self.hooks()) || candidate
+    }
+
+    /// Whether the plugin or its candidate exports this hook.
+    pub(super) fn has_batch_hook(&self, hook: BatchHook) -> bool {
+        self.has_hook(match hook {
+            BatchHook::Filter => Hooks::has_filter,
+            BatchHook::Retention => Hooks::has_retention,
+        })
+    }
+
     /// What the plugin exports.
-    pub(super) fn hooks(&self) -> &Hooks {
+    fn hooks(&self) -> &Hooks {
         &self.plugin.module.hooks
     }
 

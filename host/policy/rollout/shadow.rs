@@ -2,8 +2,8 @@
 //! its own, and the messages that it would have decided differently are counted and sampled.
 //!
 //! It has no effect: batches that do not fit into its queue are skipped, and its state and its
-//! metrics are separate from the plugin's. Only `filter` is compared; groupings and dispositions
-//! depend on who is connected where.
+//! metrics are separate from the plugin's. Only `filter` and `retention` are compared; groupings and
+//! dispositions depend on who is connected where.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::decision::{DifferenceKind, Effect, FilteredMessage, MessagePart};
+use crate::policy::filter_run::BatchHook;
 use crate::policy::plugin::Plugin;
 use crate::telemetry::LogThrottle;
 
@@ -28,6 +29,9 @@ const KEPT: usize = 100;
 pub(in crate::policy) struct MirroredBatch {
     pub(in crate::policy) topic: String,
     pub(in crate::policy) partition: i32,
+    pub(in crate::policy) hook: BatchHook,
+    /// Whether the messages have not been compared yet, for another hook.
+    pub(in crate::policy) is_first: bool,
     pub(in crate::policy) before: Vec<FilteredMessage>,
     pub(in crate::policy) after: Vec<FilteredMessage>,
 }
@@ -59,7 +63,7 @@ pub struct Difference {
     pub at: SystemTime,
     /// The message's id.
     pub message: String,
-    /// The kind of difference: `verdict`, `message`, `comets`, `guards` or `failed`.
+    /// The kind of difference: `verdict`, `message`, `comets`, `guards`, `retention` or `failed`.
     pub kind: DifferenceKind,
     /// What the active version did.
     pub active: String,
@@ -77,14 +81,14 @@ struct DifferenceLog {
 }
 
 impl Shadow {
-    /// Starts the candidate's thread. `filter` lets the candidate decide about messages of a topic's
-    /// partition.
+    /// Starts the candidate's thread. `decide` lets the candidate decide about the messages as they were
+    /// before.
     ///
     /// # Errors
     /// When it cannot be started.
     pub(in crate::policy) fn start(
         candidate: &Arc<Plugin>,
-        filter: impl FnMut(&str, i32, &mut [FilteredMessage]) + Send + 'static,
+        decide: impl FnMut(&mut MirroredBatch) + Send + 'static,
     ) -> io::Result<Self> {
         let (queue, waiting) = sync_channel(WAITING);
         let found = Arc::new(DifferenceLog {
@@ -97,13 +101,13 @@ impl Shadow {
         });
         let (looker, candidate) = (Arc::clone(&found), Arc::clone(candidate));
         let thread = std::thread::Builder::new().name("shadow".to_owned());
-        thread.spawn(move || mirror(&waiting, &looker, &candidate, filter))?;
+        thread.spawn(move || mirror(&waiting, &looker, &candidate, decide))?;
         Ok(Self { queue, found })
     }
 
     /// Queues what the active version decided. Never waits.
     pub(in crate::policy) fn show(&self, seen: MirroredBatch) {
-        let messages = seen.before.len() as u64;
+        let messages = if seen.is_first { seen.before.len() as u64 } else { 0 };
         if self.queue.try_send(seen).is_err() {
             self.found.not_compared.fetch_add(messages, Relaxed);
         }
@@ -131,7 +135,7 @@ fn mirror(
     waiting: &Receiver<MirroredBatch>,
     found: &DifferenceLog,
     candidate: &Plugin,
-    mut filter: impl FnMut(&str, i32, &mut [FilteredMessage]),
+    mut decide: impl FnMut(&mut MirroredBatch),
 ) {
     while let Ok(mut seen) = waiting.recv() {
         if found.ended.load(Relaxed) {
@@ -139,9 +143,11 @@ fn mirror(
         }
         // What earlier plugins did is irrelevant here.
         let earlier: Vec<usize> = seen.before.iter().map(|message| message.trail.len()).collect();
-        filter(&seen.topic, seen.partition, &mut seen.before);
+        decide(&mut seen);
+        if seen.is_first {
+            found.compared.fetch_add(seen.before.len() as u64, Relaxed);
+        }
         for ((candidates, active), earlier) in seen.before.iter().zip(&seen.after).zip(earlier) {
-            found.compared.fetch_add(1, Relaxed);
             let (active, candidates) = (Decided::of(active, earlier), Decided::of(candidates, earlier));
             if let Some(kind) = active.differs_from(&candidates) {
                 found.note(kind, &active, &candidates, candidate);
@@ -204,6 +210,7 @@ impl<'a> Decided<'a> {
         differing.first().map(|part| match part {
             MessagePart::Comets => DifferenceKind::Comets,
             MessagePart::Guards => DifferenceKind::Guards,
+            MessagePart::Retention => DifferenceKind::Retention,
             MessagePart::Body
             | MessagePart::Operation
             | MessagePart::Room

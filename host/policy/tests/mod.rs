@@ -5,6 +5,7 @@ mod budget;
 mod idle;
 mod printing;
 mod released;
+mod retention;
 mod rooms_and_absent;
 mod shadows;
 mod steering;

@@ -10,6 +10,7 @@ label_enum! {
     /// A function of a plugin that is timed and counted.
     pub(crate) enum HookKind {
         Filter = "filter",
+        Retention = "retention",
         Grouping = "grouping",
         Offline = "offline",
         Init = "init",
@@ -17,12 +18,14 @@ label_enum! {
 }
 
 label_enum! {
-    /// What a filter decided about a message.
+    /// What a plugin decided about a message.
     pub(crate) enum FilterDecision {
         Pass = "pass",
         Drop = "drop",
         DeadLetter = "dead-letter",
         Amend = "amend",
+        /// Kept in an inbox or a history.
+        Retain = "retain",
     }
 }
 

@@ -15,11 +15,11 @@ use crate::wasm::metrics::{MAX_CUSTOM_METRICS, MAX_CUSTOM_NAME_LENGTH, MetricNam
 /// The metrics of one prepared plugin. Dropping the last ones of a name removes its label sets.
 #[derive(Debug)]
 pub(crate) struct PluginMetrics {
-    pub(crate) calls: [Counter; 4],
-    pub(crate) decisions: [Counter; 4],
+    pub(crate) calls: [Counter; HookKind::ALL.len()],
+    pub(crate) decisions: [Counter; FilterDecision::ALL.len()],
     pub(crate) limits: [Counter; 8],
     pub(crate) over_budget: Gauge,
-    pub(crate) seconds: [Histogram; 4],
+    pub(crate) seconds: [Histogram; HookKind::ALL.len()],
     pub(crate) all: Metrics,
     pub(crate) version: PluginVersion,
 }

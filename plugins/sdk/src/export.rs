@@ -7,10 +7,11 @@ use crate::batch::{self, Messages};
 use crate::bindings::filter_columns::exports::halley::policy::filter_columns;
 use crate::bindings::grouping::exports::halley::policy::grouping as records;
 use crate::bindings::grouping_columns::exports::halley::policy::grouping_columns as columns;
+use crate::bindings::retention::exports::halley::policy::retention as retained;
 use crate::bindings::{filter, lifecycle, offline};
 use crate::policy::from_json;
 use crate::room::{self, Connections, Room};
-use crate::{Filter, Grouping, Message, Offline, Policy, Source};
+use crate::{Filter, Grouping, Message, Offline, Policy, Retention, Source, retention};
 
 /// Exports a policy with the hooks that it implements: `export!(MyPolicy: Filter)`,
 /// `export!(MyPolicy: Filter, Offline)`. Use it once per crate.
@@ -60,6 +61,11 @@ macro_rules! __export_hook {
             Exported with_types_in $crate::__private::bindings::filter_columns
         );
     };
+    (Retention) => {
+        $crate::__private::bindings::retention::export_retention!(
+            Exported with_types_in $crate::__private::bindings::retention
+        );
+    };
     (Grouping) => {
         $crate::__private::bindings::grouping::export_grouping!(
             Exported with_types_in $crate::__private::bindings::grouping
@@ -75,7 +81,7 @@ macro_rules! __export_hook {
     };
     ($other:ident) => {
         ::std::compile_error!(::std::concat!(
-            "no hook `", ::std::stringify!($other), "`; there are Filter, Grouping and Offline"
+            "no hook `", ::std::stringify!($other), "`; there are Filter, Retention, Grouping and Offline"
         ));
     };
 }
@@ -85,6 +91,9 @@ macro_rules! __export_hook {
 macro_rules! __check_hook {
     (Filter, $policy:ty) => {
         let _ = $crate::__private::has_filter::<$policy>;
+    };
+    (Retention, $policy:ty) => {
+        let _ = $crate::__private::has_retention::<$policy>;
     };
     (Grouping, $policy:ty) => {
         let _ = $crate::__private::has_grouping::<$policy>;
@@ -96,13 +105,15 @@ macro_rules! __check_hook {
         ::std::compile_error!(::std::concat!(
             "no hook `",
             ::std::stringify!($other),
-            "`; there are Filter, Grouping and Offline"
+            "`; there are Filter, Retention, Grouping and Offline"
         ));
     };
 }
 
 /// Compiles for policies with the `filter` hook.
 pub const fn has_filter<P: Filter>() {}
+/// Compiles for policies with the `retention` hook.
+pub const fn has_retention<P: Retention>() {}
 /// Compiles for policies with the `grouping` hook.
 pub const fn has_grouping<P: Grouping>() {}
 /// Compiles for policies with the `offline` hook.
@@ -178,6 +189,16 @@ impl<C: Component<Policy: Filter>> filter_columns::Guest for C {
             slot.messages.with(&batch, |messages| slot.with(|policy| policy.filter_all(&source, messages)))
         };
         C::with_slot(filter).into_iter().map(batch::verdict).collect()
+    }
+}
+
+impl<C: Component<Policy: Retention>> retained::Guest for C {
+    fn retain(source: Source, batch: retained::Batch) -> retained::Kept {
+        let batch = retention::batch(batch);
+        let retain = |slot: &Slot<C::Policy>| {
+            slot.messages.with(&batch, |messages| slot.with(|policy| policy.retain_all(&source, messages)))
+        };
+        retention::kept(&C::with_slot(retain))
     }
 }
 

@@ -1,8 +1,8 @@
 //! SDK for policies of the Halley routing gateway.
 //!
-//! A **policy** decides about push messages: which ones pass and in what form ([`Filter`]), through
-//! which comets a room's connections are reached ([`Grouping`]), and what happens for absent
-//! recipients ([`Offline`]). It is compiled to WebAssembly, listed in the gateway's configuration,
+//! A **policy** decides about push messages: which ones pass and in what form ([`Filter`]), which ones
+//! are kept in addition to their delivery ([`Retention`]), through which comets a room's connections are
+//! reached ([`Grouping`]), and what happens for absent recipients ([`Offline`]). It is compiled to WebAssembly, listed in the gateway's configuration,
 //! and swapped while the gateway runs.
 //!
 //! # A complete filter
@@ -35,7 +35,7 @@
 //!   configuration, as above; one that converts its configuration to something else (such as a
 //!   compiled word list) implements [`Policy`]. An invalid value refuses the version, with the key in
 //!   the message, and the previous version stays active.
-//! - **Hooks** are [`Filter`], [`Grouping`] and [`Offline`]. [`export!`] lists the policy's hooks;
+//! - **Hooks** are [`Filter`], [`Retention`], [`Grouping`] and [`Offline`]. [`export!`] lists the policy's hooks;
 //!   the gateway calls no other.
 //! - **The host's functions**: [`log`], [`now`], [`counter_add`], [`gauge_set`], [`state`].
 //! - **Tests** run natively, without a gateway and without WebAssembly: [`testing`].
@@ -54,7 +54,8 @@
 //! A policy carries the version of the contract (`wit/policy.wit`) that its SDK was made for. A
 //! gateway loads policies of its own version and of earlier ones of the same line (`0.1`), and a
 //! policy of a later one as long as it needs nothing that the gateway lacks. This SDK uses the
-//! columns of 0.1.1 for batches and rooms, and falls back to records on gateways of version 0.1.0.
+//! columns of 0.1.1 for batches and rooms, and falls back to records on gateways of version 0.1.0;
+//! `Retention` needs a gateway of version 0.1.2, earlier ones do not call it.
 //! Anything else is refused when it is loaded, with both versions and the remedy.
 
 mod batch;
@@ -68,6 +69,7 @@ mod host;
 mod message;
 mod offline;
 mod policy;
+mod retention;
 mod room;
 mod scope;
 #[cfg(not(target_family = "wasm"))]
@@ -80,6 +82,7 @@ pub use grouping::{Grouping, Move, Placement, Redirect, Regrouping};
 pub use host::{counter_add, gauge_set, log, now, state};
 pub use offline::{Absent, Cause, Disposition, Offline};
 pub use policy::{NoConfig, Policy};
+pub use retention::{Keep, Retention};
 pub use room::{Connection, Connections, ConnectionsIter, Room};
 pub use scope::RoomPattern;
 
@@ -89,6 +92,7 @@ pub mod prelude {
     pub use crate::{Audience, Message, Source};
     pub use crate::{Connection, Grouping, Placement, Regrouping, Room};
     pub use crate::{Filter, Verdict};
+    pub use crate::{Keep, Retention};
     pub use crate::{NoConfig, Policy};
     pub use crate::{counter_add, gauge_set, log, now, state};
     pub use serde::Deserialize;
@@ -98,5 +102,5 @@ pub mod prelude {
 #[doc(hidden)]
 pub mod __private {
     pub use crate::bindings;
-    pub use crate::export::{Component, Slot, has_filter, has_grouping, has_offline};
+    pub use crate::export::{Component, Slot, has_filter, has_grouping, has_offline, has_retention};
 }

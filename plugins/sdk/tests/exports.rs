@@ -10,11 +10,12 @@ const FILTER: &[&str] = &["filter", "filter-columns"];
 const GROUPING: &[&str] = &["grouping", "grouping-columns"];
 
 /// The bundled policies, the cookbook's, and their hooks.
-const BUNDLED: [(&str, &[&str]); 11] = [
+const BUNDLED: [(&str, &[&str]); 12] = [
     ("ab_routing", FILTER),
     ("calm_rooms", FILTER),
     ("comet_drain", GROUPING),
     ("duplicate_guard", FILTER),
+    ("keep_important", &["retention"]),
     ("keyword_filter", FILTER),
     ("mask_words", FILTER),
     ("offline_rules", &["offline"]),
@@ -34,7 +35,7 @@ fn a_policy_exports_the_hooks_that_it_names_and_no_others() {
             continue;
         };
         let (imports, exports) = interfaces(&module);
-        let interface = |name: &&str| format!("halley:policy/{name}@0.1.1");
+        let interface = |name: &&str| format!("halley:policy/{name}@0.1.2");
         let expected: BTreeSet<String> = ["lifecycle"].iter().chain(hooks).map(interface).collect();
         assert_eq!(exports, expected, "exports of {name}");
         let known = ["host", "types"].map(|name| interface(&name));

@@ -96,6 +96,7 @@ impl PolicyAnswer {
             let own = guard.key.strip_prefix(&*guard.by.name).and_then(|key| key.strip_prefix(':'));
             once(own.unwrap_or(&guard.key), guard.ttl)
         }));
+        lines.extend(keep(&filtered.retention.names()));
         if lines.is_empty() { Self::line("pass") } else { Self::Statements(lines) }
     }
 
@@ -159,6 +160,11 @@ pub(super) fn comets(what: &str, comets: &[impl AsRef<str>]) -> String {
 
 pub(super) fn once(key: &str, ttl: Duration) -> String {
     format!("once: {key} for {}", humantime::format_duration(ttl))
+}
+
+/// Where a message is kept; `None` if nowhere.
+pub(super) fn keep(places: &[&str]) -> Option<String> {
+    (!places.is_empty()).then(|| names("keep", places))
 }
 
 pub(super) fn store_for(time: Duration) -> String {

@@ -66,8 +66,10 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
     let time = Duration::from_secs_f64(args.seconds);
     print("hook        size   calls/s  ns each  idle  above");
     let set = pair.0.set().clone();
-    if set.has_filter() {
-        table("filter", time, &mut pair, |chain, size| filter(chain, &messages, size))?;
+    if set.sees_batches() {
+        // A plugin that filters and keeps is called twice per batch; this measures both.
+        let hook = if set.has_filter() { "filter" } else { "retention" };
+        table(hook, time, &mut pair, |chain, size| filter(chain, &messages, size))?;
     }
     if set.has_offline() {
         table("offline", time, &mut pair, |chain, size| offline(chain, &messages, size))?;

@@ -39,6 +39,9 @@ pub(super) struct Case {
     pub(super) refused: Option<String>,
     #[serde(default)]
     pub(super) filter: Vec<FilterCase>,
+    /// Asked like those of `filter`: a message passes the filter and then `retention`.
+    #[serde(default)]
+    pub(super) retention: Vec<FilterCase>,
     #[serde(default)]
     pub(super) offline: Vec<OfflineCase>,
     #[serde(default)]
@@ -115,11 +118,12 @@ fn parse(text: &str, is_json: bool) -> anyhow::Result<Cases> {
         false => toml::from_str(text)?,
     };
     for case in &cases.cases {
-        let asks = !(case.filter.is_empty() && case.offline.is_empty() && case.grouping.is_empty());
+        let is_silent = case.filter.is_empty() && case.retention.is_empty();
+        let asks = !(is_silent && case.offline.is_empty() && case.grouping.is_empty());
         if asks == case.refused.is_some() {
             anyhow::bail!(
                 "case `{}` has no input, or has input and `refused`: give it `[[case.filter]]`, \
-                 `[[case.offline]]` or `[[case.grouping]]`, or `refused` alone",
+                 `[[case.retention]]`, `[[case.offline]]` or `[[case.grouping]]`, or `refused` alone",
                 case.name
             );
         }
@@ -146,6 +150,7 @@ mod tests {
             expected("expect = { body = \"x\", only = [], once = [{ key = \"k\", ttl = \"2m\" }] }"),
             ["body: \"x\"", "only: ", "once: k for 2m"]
         );
+        assert_eq!(expected("expect = { keep = [\"history\", \"inbox\"] }"), ["keep: inbox, history"]);
         assert_eq!(expected("expect = {}"), ["pass"]);
     }
 

@@ -8,6 +8,7 @@ use serde::de::value::{MapAccessDeserializer, StrDeserializer};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
 use crate::cli::plugin::author::answer::{self, EndKind, PolicyAnswer};
+use crate::decision::Retention;
 
 /// An expected answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +74,15 @@ pub(super) struct ExpectedFilter {
     except: Vec<String>,
     also: Vec<String>,
     once: Vec<ExpectedGuard>,
+    keep: Vec<ExpectedPlace>,
+}
+
+/// Where a message is kept; in the order of answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum ExpectedPlace {
+    Inbox,
+    History,
 }
 
 #[derive(Clone, Debug, serde::Deserialize)]
@@ -131,6 +141,9 @@ impl ExpectedFilter {
             }
         }
         lines.extend(self.once.iter().map(|once| answer::once(&once.key, once.ttl)));
+        let is_kept = |place| self.keep.contains(&place);
+        let (inbox, history) = (is_kept(ExpectedPlace::Inbox), is_kept(ExpectedPlace::History));
+        lines.extend(answer::keep(&Retention { inbox, history }.names()));
         Expected::Exactly(match lines.is_empty() {
             true => PolicyAnswer::line("pass"),
             false => PolicyAnswer::Statements(lines),

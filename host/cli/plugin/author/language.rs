@@ -49,6 +49,7 @@ struct ProjectSettings {
 #[serde(rename_all = "kebab-case")]
 enum PluginWorld {
     FilterPolicy,
+    RetentionPolicy,
     GroupingPolicy,
     OfflinePolicy,
     Policy,
@@ -165,7 +166,8 @@ const IN_THE_REPOSITORY: &str = "README.md here says how it is built.";
 fn settings(language: Language) -> String {
     format!(
         "# What `halley plugin build` makes of this folder.\nlanguage = \"{}\"\n\
-         # Which hooks it has: filter-policy, grouping-policy, offline-policy, or policy (all of them).\n\
+         # Which hooks it has: filter-policy, retention-policy, grouping-policy, offline-policy, or\n\
+         # policy (filter, grouping and offline).\n\
          world = \"filter-policy\"\n",
         language.name()
     )
@@ -250,6 +252,7 @@ impl PluginWorld {
             Self::FilterPolicy => "filter-policy",
             Self::GroupingPolicy => "grouping-policy",
             Self::OfflinePolicy => "offline-policy",
+            Self::RetentionPolicy => "retention-policy",
             Self::Policy => "policy",
         }
     }
@@ -291,6 +294,7 @@ mod tests {
     fn all_worlds_of_the_contract_can_be_wanted() {
         for world in [
             PluginWorld::FilterPolicy,
+            PluginWorld::RetentionPolicy,
             PluginWorld::GroupingPolicy,
             PluginWorld::OfflinePolicy,
             PluginWorld::Policy,

@@ -109,10 +109,12 @@ impl PluginUnderTest {
 }
 
 impl TestInstance {
+    /// The outcome of a message that passes the filter and then what keeps messages.
+    ///
     /// # Errors
-    /// When the message is invalid, or the policy lacks this hook.
+    /// When the message is invalid, or the policy has neither hook.
     pub(super) fn filter(&mut self, message_spec: MessageSpec) -> anyhow::Result<PolicyAnswer> {
-        self.wants(self.chain.set().has_filter(), "filter")?;
+        self.wants(self.chain.set().sees_batches(), "filter` or `retention")?;
         self.set_clock(message_spec.at);
         self.asked += 1;
         let message = message_spec.into_message(TOPIC, self.asked)?;

@@ -15,7 +15,7 @@ macro_rules! sources {
 }
 
 /// Its files, by their paths in `plugins/sdk`.
-const SOURCES: [(&str, &str); 16] = sources![
+const SOURCES: [(&str, &str); 17] = sources![
     "src/batch.rs",
     "src/bindings.rs",
     "src/comet.rs",
@@ -27,6 +27,7 @@ const SOURCES: [(&str, &str); 16] = sources![
     "src/message.rs",
     "src/offline.rs",
     "src/policy.rs",
+    "src/retention.rs",
     "src/room.rs",
     "src/scope.rs",
     "src/testing/build.rs",

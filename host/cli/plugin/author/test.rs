@@ -85,13 +85,11 @@ impl Case {
             return Ok(differing("refused", &expected, &["the configuration is accepted".to_owned()]));
         }
         let mut differences = Mismatches::default();
-        for (at, case) in self.filter.iter().enumerate() {
-            differences.compare(
-                "filter",
-                at,
-                &case.expect.expected(),
-                &instance.filter(case.message.clone())?,
-            );
+        for (hook, cases) in [("filter", &self.filter), ("retention", &self.retention)] {
+            for (at, case) in cases.iter().enumerate() {
+                let got = instance.filter(case.message.clone())?;
+                differences.compare(hook, at, &case.expect.expected(), &got);
+            }
         }
         for (at, case) in self.offline.iter().enumerate() {
             differences.compare("offline", at, &case.expect.expected(), &instance.decide(case.question())?);

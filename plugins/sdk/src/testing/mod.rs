@@ -48,8 +48,8 @@ use stand_in::Gateway;
 use crate::log::Level;
 use crate::policy::from_json;
 use crate::room::{Connections, Room};
-use crate::{Absent, Amendment, Disposition, Filter, Grouping, Message, Offline};
-use crate::{Policy, Regrouping, Source, Verdict};
+use crate::{Absent, Amendment, Disposition, Filter, Grouping, Keep, Message, Offline};
+use crate::{Policy, Regrouping, Retention, Source, Verdict};
 
 /// One policy with a simulated gateway.
 pub struct Harness<P> {
@@ -179,6 +179,20 @@ impl<P: Filter> Harness<P> {
             may_pass &= holder.0 == offset;
         }
         may_pass
+    }
+}
+
+impl<P: Retention> Harness<P> {
+    /// Where the messages of one batch are kept. The gateway asks only about messages that the filters let
+    /// pass.
+    ///
+    /// # Panics
+    /// When there is not exactly one answer per message.
+    pub fn retain<M: Into<Message>>(&mut self, messages: impl IntoIterator<Item = M>) -> Vec<Keep> {
+        let messages: Vec<Message> = messages.into_iter().map(Into::into).collect();
+        let kept = self.gateway.around(|| self.policy.retain_all(&self.source, &messages));
+        assert_eq!(kept.len(), messages.len(), "one answer for each message");
+        kept
     }
 }
 

@@ -4,6 +4,7 @@ mod filter;
 mod grouping;
 mod offline;
 mod part;
+mod retention;
 
 use part::TemplatePart;
 
@@ -14,6 +15,8 @@ use crate::cli::plugin::author::sdk;
 pub(super) enum Hook {
     /// Decides about each message: pass, drop, change, dead-letter.
     Filter,
+    /// Keeps messages in inboxes or in the room's history, in addition to delivering them.
+    Retention,
     /// Selects the comets through which a room is reached.
     Grouping,
     /// Decides what happens to messages of absent users.
@@ -24,6 +27,7 @@ impl Hook {
     fn part(self) -> &'static TemplatePart {
         match self {
             Self::Filter => &filter::PART,
+            Self::Retention => &retention::PART,
             Self::Grouping => &grouping::PART,
             Self::Offline => &offline::PART,
         }
@@ -198,7 +202,7 @@ mod tests {
     #[test]
     fn template_configuration_matches_its_cases() {
         for hooks in
-            [&[Hook::Filter][..], &[Hook::Grouping], &[Hook::Offline], &[Hook::Filter, Hook::Offline]]
+            [&[Hook::Filter][..], &[Hook::Retention], &[Hook::Grouping], &[Hook::Filter, Hook::Offline]]
         {
             let files = files("my-policy", hooks, None);
             let text = |name: &str| files.iter().find(|(path, _)| *path == name).unwrap().1.clone();
