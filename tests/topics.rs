@@ -119,6 +119,33 @@ async fn added_partitions_are_read_from_the_beginning() {
 }
 
 #[tokio::test]
+async fn partitions_that_no_static_member_reads_are_reported() {
+    let Some(lobby) = Lobby::new("partitions_that_no_static_member_reads", 1).await else { return };
+    let settings = lobby.settings.clone().set("kafka", "session_timeout", quoted("60s"));
+    let settings =
+        settings.set("kafka", "properties", "{ \"topic.metadata.refresh.interval.ms\" = \"1000\" }");
+    let first = settings.clone().start().await;
+    assert!(first.sigterm().await.success(), "{first:?}");
+    kafka().add_partitions(&lobby.topic, 3).await;
+    // It comes back as the same member: Kafka gives it what it had, and asks nobody about the rest.
+    let settings = settings.group(first.group());
+    let second = settings.clone().start().await;
+    let warned = async || second.get("/readyz").await.body.contains("no member of the group reads");
+    eventually("readiness to warn", PATIENCE, async || warned().await.then_some(())).await;
+    assert_eq!(second.metric("halley_partitions_unassigned").await, Some(2.0));
+    let topic = &lobby.topic;
+    second.wait_for_log_that(&format!("kafka: no member of the group reads {topic}/1 {topic}/2")).await;
+
+    // What the warning advises.
+    let _third = settings.set("kafka", "instance_id", quoted("gateway-1")).start().await;
+    let all = words("all", 30);
+    lobby.say(all.clone()).await;
+    lobby.wait_for(&all).await;
+    eventually("the warning to end", PATIENCE, async || (!warned().await).then_some(())).await;
+    assert_eq!(second.metric("halley_partitions_unassigned").await, Some(0.0));
+}
+
+#[tokio::test]
 async fn a_new_group_logs_the_backlog_at_its_start() {
     let Some(lobby) = Lobby::new("a_new_group_says_what_waits", 1).await else { return };
     let ago = |minutes: u64| SystemTime::now() - Duration::from_secs(60 * minutes);

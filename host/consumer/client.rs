@@ -1,8 +1,16 @@
 //! librdkafka's configuration for the consumer.
 
+use std::time::Duration;
+
 use rdkafka::ClientConfig;
 
 use crate::kafka;
+
+/// The librdkafka property for the next constant.
+pub(super) const METADATA_REFRESH_KEY: &str = "topic.metadata.refresh.interval.ms";
+/// How often librdkafka refreshes its metadata. A topic that is created while the gateway runs is
+/// discovered within this time.
+pub(super) const METADATA_REFRESH: Duration = Duration::from_secs(10);
 
 /// The lowest bound on the size of a decompressed batch: librdkafka's default.
 const MIN_BATCH_LIMIT: u64 = 100_000_000;
@@ -30,8 +38,7 @@ pub(super) fn client_config(
     // The default of 1 s causes a gap of 1 s each time the fetch queue fills.
     default("fetch.queue.backoff.ms", "20");
     default("queued.max.messages.kbytes", "16384");
-    // A topic that is created while the gateway runs is discovered within this time.
-    default("topic.metadata.refresh.interval.ms", "10000");
+    default(METADATA_REFRESH_KEY, &METADATA_REFRESH.as_millis().to_string());
     default("statistics.interval.ms", "1000");
     default("receive.message.max.bytes", &largest_batch(config, memory).to_string());
     client

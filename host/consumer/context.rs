@@ -2,6 +2,7 @@
 //!
 //! All callbacks run on the polling thread. None of them may panic: the frames below are C code.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Statistics, TopicPartitionList};
 use tracing::{debug, error, info, warn};
 
+use crate::consumer::client::{METADATA_REFRESH, METADATA_REFRESH_KEY};
 use crate::consumer::commit::{Hope, commit_stored};
 use crate::consumer::drain_timeout::{DrainTimeout, drain_deadline};
 use crate::consumer::group_error;
@@ -102,6 +104,35 @@ impl Context {
 
     pub(super) fn partitions(&self) -> parking_lot::MutexGuard<'_, Partitions> {
         self.partitions.lock()
+    }
+
+    /// The consumer group.
+    pub(super) fn group(&self) -> &str {
+        &self.config.group
+    }
+
+    /// How often librdkafka refreshes its metadata.
+    pub(super) fn metadata_refresh(&self) -> Duration {
+        let set = self.config.properties.get(METADATA_REFRESH_KEY).and_then(|value| value.parse().ok());
+        set.map_or(METADATA_REFRESH, Duration::from_millis)
+    }
+
+    /// The topics of which partitions are assigned here, and those that the configuration names.
+    pub(super) fn watched_topics(&self) -> BTreeSet<Arc<str>> {
+        let named = self.config.topics.iter().filter(|topic| !kafka::is_pattern(topic));
+        let named = named.map(|topic| Arc::from(topic.as_str()));
+        self.partitions().topics().into_iter().chain(named).collect()
+    }
+
+    /// Takes the partitions that no member of the group has.
+    pub(super) fn set_unassigned(&self, partitions: Vec<PartitionKey>) {
+        self.metrics.unassigned.set(i64::try_from(partitions.len()).unwrap_or(i64::MAX));
+        let names = (!partitions.is_empty()).then(|| names_of(&partitions.iter().collect::<Vec<_>>()));
+        let Some(changed) = self.health.set_unassigned(names) else { return };
+        match changed {
+            Some(problem) => warn!("{problem}"),
+            None => info!("all partitions are assigned again"),
+        }
     }
 
     /// Whether Kafka has fenced this consumer.

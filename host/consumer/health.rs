@@ -19,6 +19,8 @@ struct HealthState {
     /// Why the group does not accept this member, or has no partitions for it.
     refusal: Option<String>,
     last_error: Option<String>,
+    /// Partitions that no member of the group has.
+    unassigned: Option<String>,
 }
 
 impl Health {
@@ -43,10 +45,26 @@ impl Health {
         None
     }
 
+    /// What does not stop this process, but needs an operator.
+    pub fn warning(&self) -> Option<String> {
+        self.state.lock().unassigned.as_deref().map(unassigned)
+    }
+
     /// Waits until Kafka has fenced this consumer. Only a new process recovers from that; usually
     /// another process has taken over the name in `[kafka] instance`.
     pub async fn until_fenced(&self) {
         self.fenced.cancelled().await;
+    }
+
+    /// Takes the partitions that no member of the group has. Returns the new warning, or that it is over,
+    /// if this has changed.
+    pub(super) fn set_unassigned(&self, partitions: Option<String>) -> Option<Option<String>> {
+        let mut state = self.state.lock();
+        if state.unassigned == partitions {
+            return None;
+        }
+        state.unassigned = partitions;
+        Some(state.unassigned.as_deref().map(unassigned))
     }
 
     pub(super) fn is_fenced(&self) -> bool {
@@ -91,6 +109,12 @@ impl Health {
     pub(super) fn left(&self) {
         self.state.lock().in_group = false;
     }
+}
+
+fn unassigned(partitions: &str) -> String {
+    format!(
+        "kafka: no member of the group reads {partitions}: partitions that were added while static members were away are assigned at the next rebalance; cause one by stopping a gateway for longer than `[kafka] session_timeout`, or by starting it with another `[kafka] instance_id`"
+    )
 }
 
 #[cfg(test)]

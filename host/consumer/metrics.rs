@@ -11,7 +11,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetri
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 
 use crate::memory_guard;
@@ -23,6 +23,7 @@ pub struct Metrics {
     lost: Family<TopicLabel, Counter>,
     topics_recreated: Counter,
     pub(super) rebalances: Counter,
+    pub(super) unassigned: Gauge,
     pub(super) memory: memory_guard::Metrics,
     live: PartitionCollector,
 }
@@ -46,6 +47,7 @@ impl Metrics {
             lost: Family::default(),
             topics_recreated: Counter::default(),
             rebalances: Counter::default(),
+            unassigned: Gauge::default(),
             memory: memory_guard::Metrics::register(registry),
             live: PartitionCollector::default(),
         };
@@ -61,6 +63,11 @@ impl Metrics {
             metrics.topics_recreated.clone(),
         );
         registry.register("halley_rebalances", "Assignments and revocations", metrics.rebalances.clone());
+        registry.register(
+            "halley_partitions_unassigned",
+            "Partitions of the consumed topics that no member of the group reads",
+            metrics.unassigned.clone(),
+        );
         registry.register_collector(Box::new(metrics.live.clone()));
         metrics
     }

@@ -44,6 +44,7 @@ mod start_position;
 mod stop_outcome;
 mod stream;
 mod stuck_detector;
+mod unassigned;
 mod until_committed;
 mod watch;
 

@@ -70,6 +70,7 @@ impl Handle {
     /// Problems that need attention although the gateway delivers.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = self.pipeline.policies.status().warnings();
+        warnings.extend(self.kafka.warning());
         warnings.extend(self.pipeline.fleet.warnings());
         warnings.extend(self.pipeline.resolver.warning());
         warnings.extend(self.archiver.iter().flat_map(ArchiverStatus::warnings));

@@ -4,10 +4,12 @@
 //! It knows records, but not messages or settled offsets. The consumer, the dead letters and the
 //! notifier build on it.
 
+mod admin_request;
 mod client_events;
 mod errors;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod group_members;
 mod mock_broker;
 mod native;
 mod ordered_writer;
@@ -32,8 +34,10 @@ use rdkafka::config::RDKafkaLogLevel;
 
 pub(crate) use client_events::{ClientEvents, log_line};
 pub(crate) use errors::{describe, refused};
+pub(crate) use group_members::{AssignedPartitions, DescribeGroup};
 pub use mock_broker::MockBroker;
 pub(crate) use ordered_writer::{FitRecord, OrderedWriter, WriteOutcome};
+pub(crate) use patterns::is_pattern;
 pub use probe::{ProbeResult, probe};
 pub use producer::Producer;
 pub(crate) use record::copy as copy_record;

@@ -21,7 +21,7 @@ pub(super) struct PatternMatches {
 }
 
 /// Whether an entry of `[kafka] topics` is a pattern.
-pub(super) fn is_pattern(topic: &str) -> bool {
+pub(crate) fn is_pattern(topic: &str) -> bool {
     topic.starts_with('^')
 }
 

@@ -9,13 +9,14 @@
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::fmt;
-use std::marker::PhantomData;
 use std::time::Duration;
 
 use rdkafka::TopicPartitionList;
 use rdkafka::bindings as native;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::error::RDKafkaErrorCode;
+
+use crate::kafka::admin_request::AdminRequest;
 
 /// Identifies one incarnation of a topic.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -59,11 +60,7 @@ pub(crate) struct TopicState {
 pub(crate) type Topics = BTreeMap<String, Result<TopicState, RDKafkaErrorCode>>;
 
 /// A pending request that describes topics.
-pub(crate) struct DescribeTopics<'a> {
-    queue: *mut native::rd_kafka_queue_t,
-    /// The client outlives the request.
-    _client: PhantomData<&'a ()>,
-}
+pub(crate) struct DescribeTopics<'a>(AdminRequest<'a>);
 
 impl<'a> DescribeTopics<'a> {
     /// Requests these topics.
@@ -71,65 +68,31 @@ impl<'a> DescribeTopics<'a> {
         // Names come from Kafka, which allows no NUL in them.
         let names: Vec<CString> = topics.iter().filter_map(|name| CString::new(*name).ok()).collect();
         let mut pointers: Vec<_> = names.iter().map(|name| name.as_ptr()).collect();
-        let handle = client.native_ptr();
-        let milliseconds = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
-        // SAFETY: the handle lives as long as the client; names and options live until the end of
-        // the block, and librdkafka copies both; the queue is ours until it is dropped.
-        unsafe {
-            let queue = native::rd_kafka_queue_new(handle);
-            let options = native::rd_kafka_AdminOptions_new(
-                handle,
-                native::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS,
-            );
-            let (mut text, capacity) = ([0; 128], 128);
-            native::rd_kafka_AdminOptions_set_request_timeout(
-                options,
-                milliseconds,
-                text.as_mut_ptr(),
-                capacity,
-            );
-            let wanted =
-                native::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
-            native::rd_kafka_DescribeTopics(handle, wanted, options, queue);
-            native::rd_kafka_TopicCollection_destroy(wanted);
-            native::rd_kafka_AdminOptions_destroy(options);
-            Self { queue, _client: PhantomData }
-        }
+        let operation = native::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
+        Self(AdminRequest::send(client, operation, timeout, |handle, options, queue| {
+            // SAFETY: `send` passes valid pointers; the names live until the end of the block, and
+            // librdkafka copies them.
+            unsafe {
+                let wanted =
+                    native::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
+                native::rd_kafka_DescribeTopics(handle, wanted, options, queue);
+                native::rd_kafka_TopicCollection_destroy(wanted);
+            }
+        }))
     }
 
     /// The response, if it arrives within this time.
     pub(crate) fn answer(&self, within: Duration) -> Option<Result<Topics, RDKafkaErrorCode>> {
-        let milliseconds = i32::try_from(within.as_millis()).unwrap_or(i32::MAX);
-        // SAFETY: the queue is ours. The event is ours until it is destroyed, and everything that
-        // is read of it is copied before.
-        unsafe {
-            let event = native::rd_kafka_queue_poll(self.queue, milliseconds);
-            if event.is_null() {
-                return None;
-            }
-            let answer = read_event(event);
-            native::rd_kafka_event_destroy(event);
-            answer
-        }
-    }
-}
-
-impl Drop for DescribeTopics<'_> {
-    fn drop(&mut self) {
-        // SAFETY: the queue is ours, and the client still lives. A late answer is dropped with it.
-        unsafe { native::rd_kafka_queue_destroy(self.queue) }
+        // SAFETY: the event is valid as long as the closure runs.
+        self.0.answer(within, |event| unsafe { read_event(event) })
     }
 }
 
 /// # Safety
 /// The event is a valid one.
-unsafe fn read_event(event: *mut native::rd_kafka_event_t) -> Option<Result<Topics, RDKafkaErrorCode>> {
+unsafe fn read_event(event: *mut native::rd_kafka_event_t) -> Option<Topics> {
     // SAFETY: the caller's; all pointers are into the event, and live as long as it.
     unsafe {
-        let error = RDKafkaErrorCode::from(native::rd_kafka_event_error(event));
-        if error != RDKafkaErrorCode::NoError {
-            return Some(Err(error));
-        }
         let result = native::rd_kafka_event_DescribeTopics_result(event);
         if result.is_null() {
             return None;
@@ -137,7 +100,7 @@ unsafe fn read_event(event: *mut native::rd_kafka_event_t) -> Option<Result<Topi
         let mut count = 0;
         let described = native::rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
         let topics = (0..count).map(|at| read_topic(*described.add(at)));
-        Some(Ok(topics.collect()))
+        Some(topics.collect())
     }
 }
 
