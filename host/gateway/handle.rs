@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -33,10 +34,17 @@ pub struct Handle {
     pub(super) memory: memory_guard::MemoryReport,
     pub(super) directory: watch::Receiver<Option<String>>,
     pub(super) archiver: Option<ArchiverStatus>,
+    /// What replays on return warn of.
+    pub(super) replay: Option<watch::Receiver<Option<String>>>,
+    /// What others warn of: listeners, of their files.
+    pub(super) others: Arc<Mutex<Vec<WarningSource>>>,
     pub(super) stopping: Arc<AtomicBool>,
     pub(super) tasks: TaskTracker,
     pub(super) shutdown: CancellationToken,
 }
+
+/// Says what needs attention, if anything. Must not block.
+pub(super) type WarningSource = Box<dyn Fn() -> Option<String> + Send + Sync>;
 
 /// Maximum number of stalls that `/readyz` lists.
 const STALLS_NAMED: usize = 16;
@@ -73,8 +81,15 @@ impl Handle {
         warnings.extend(self.kafka.warning());
         warnings.extend(self.pipeline.fleet.warnings());
         warnings.extend(self.pipeline.resolver.warning());
+        warnings.extend(self.replay.iter().filter_map(|warning| warning.borrow().clone()));
         warnings.extend(self.archiver.iter().flat_map(ArchiverStatus::warnings));
+        warnings.extend(self.others.lock().iter().filter_map(|source| source()));
         warnings
+    }
+
+    /// Adds to the warnings whatever this says from now on. It must not block.
+    pub fn add_warning(&self, source: impl Fn() -> Option<String> + Send + Sync + 'static) {
+        self.others.lock().push(Box::new(source));
     }
 
     /// All metrics in the OpenMetrics text format.
@@ -121,7 +136,7 @@ impl Handle {
         query: &PageQuery,
     ) -> Result<Replayed, ReplayError> {
         let pusher = Pusher { resolver: &self.pipeline.resolver, fleet: &self.pipeline.fleet };
-        Replayer { reader: self.inbox(), pusher }.replay(user, connection, query).await
+        Replayer { reader: self.inbox(), pusher, only_missed: false }.replay(user, connection, query).await
     }
 
     /// Changes the policies in a task of the gateway. Once started, the change is completed even if the

@@ -34,6 +34,7 @@ mod archiver;
 mod erasure;
 mod handle;
 mod parts;
+mod returning;
 mod verify;
 
 pub use crate::directory::CachedAge;
@@ -41,6 +42,7 @@ pub use archiver::{ArchiverStatus, RunningArchiver};
 pub use erasure::{EraseError, Erased, Erasure};
 pub use handle::{Handle, OperatorResult};
 pub use parts::{Storage, observe_fleet, resolver, writes_to_redis};
+pub use returning::check_replay;
 pub use verify::{probe, verify};
 
 /// A running gateway. Stop it with [`Gateway::stop`]; dropping it abandons records in flight.
@@ -109,6 +111,7 @@ impl Gateway {
             true => Some(RunningArchiver::start(config, pipeline.dead_letters.clone(), &mut registry)?),
             false => None,
         };
+        let replay = returning::start(config, &storage, &pipeline, &mut registry, (&tasks, &shutdown))?;
         let directory = watch_directory(&storage, writes, &tasks, &shutdown);
         tasks.spawn(policy::watch(Arc::clone(&pipeline.policies), sources, shutdown.clone()));
         tasks.spawn(policy::supervise(Arc::clone(&pipeline.policies), shutdown.clone()));
@@ -121,6 +124,8 @@ impl Gateway {
             memory: consumer.memory(),
             directory,
             archiver: archiver.as_ref().map(RunningArchiver::status),
+            replay,
+            others: Arc::default(),
             stopping: Arc::default(),
             tasks: tasks.clone(),
             shutdown: shutdown.clone(),

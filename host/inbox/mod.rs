@@ -25,6 +25,7 @@ mod queue;
 mod reader;
 mod redis;
 mod redis_reader;
+mod returns;
 #[cfg(test)]
 mod tests;
 
@@ -39,7 +40,7 @@ use prometheus_client::metrics::counter::Counter;
 use crate::decision::{AbsenceCause, AbsentRecipient, Disposition, IdKind, Retention};
 use crate::kafka::topic_problem;
 use crate::message::{ConnectionId, Message, MessageId, RoomId, UserId};
-pub use crate::redis_client::Unavailable;
+pub use crate::redis_client::{KeyEvents, Unavailable};
 use crate::telemetry::metrics;
 pub use cursor::{Cursor, CursorError, Position};
 pub use memory::{MemoryInbox, OnlineUsers};
@@ -49,6 +50,7 @@ pub use queue::{InboxProblem, InboxQueue, InboxWriter, StoreResult};
 pub use reader::InboxReader;
 pub use redis::RedisInbox;
 pub use redis_reader::RedisInboxReader;
+pub use returns::{Registered, ReturnedUsers};
 
 /// The `[offline]` section.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
@@ -79,11 +81,33 @@ pub struct Config {
     /// Operations whose messages are stored for users who are reached as well, before the record is
     /// settled: each device replays them until it has acknowledged them. For calls, payments, notices.
     pub always_store: Vec<i32>,
+    /// Whether the gateway replays a user's inbox by itself when the user returns, for comets that do not:
+    /// `off`, or `keyspace-events`.
+    pub replay: ReplayTrigger,
+    /// How long after a user was registered a replay begins: by then the comet has to be able to push to the
+    /// connection.
+    #[serde(with = "humantime_serde")]
+    pub replay_delay: Duration,
+    /// How often one of the gateways looks at all inboxes for users who have returned: Redis publishes
+    /// events at most once, and in a cluster not at all.
+    #[serde(with = "humantime_serde")]
+    pub replay_sweep_interval: Duration,
     /// What acknowledging does: `log` keeps the messages, so that every device reads them, and they go
     /// with their retention; `queue` drops what all known devices have acknowledged.
     pub mode: Mode,
     /// The topic for `notify`, on the brokers of `[kafka]`.
     pub notify_topic: String,
+}
+
+/// What makes the gateway replay an inbox by itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReplayTrigger {
+    /// Nothing: comets and backends ask for it.
+    #[default]
+    Off,
+    /// Redis publishes that a comet has written `user:online:{user}`.
+    KeyspaceEvents,
 }
 
 /// What acknowledging does.
@@ -123,6 +147,9 @@ impl Default for Config {
             max_in_flight: 1_000_000,
             store_timeout: Duration::from_secs(30),
             always_store: Vec::new(),
+            replay: ReplayTrigger::Off,
+            replay_delay: Duration::from_millis(500),
+            replay_sweep_interval: Duration::from_secs(60),
             mode: Mode::Log,
             notify_topic: "push.offline".to_owned(),
         }
@@ -146,6 +173,9 @@ impl Config {
         }
         if self.max_in_flight == 0 {
             problems.push("`offline.max_in_flight` is 0; it must be at least 1".to_owned());
+        }
+        if self.replay_sweep_interval < Duration::from_secs(1) {
+            problems.push("`offline.replay_sweep_interval` must be at least 1s".to_owned());
         }
         // A policy may notify at any time.
         problems.extend(topic_problem("offline.notify_topic", &self.notify_topic));

@@ -112,6 +112,22 @@ impl Cluster {
         PartialReplies { replies, problem }
     }
 
+    /// Runs a command on one of the nodes with slots; `None` if there are fewer.
+    pub(super) async fn run_on_node(
+        &self,
+        node: usize,
+        command: Cmd,
+    ) -> Result<Option<Value>, ServerFailure> {
+        let run = async {
+            let slots = self.nodes.slots().await?;
+            let Some(node) = slots.nodes().get(node) else { return Ok(None) };
+            let replies = self.nodes.connection(node)?.run(vec![command]).await;
+            let mut replies = replies.map_err(|problem| problem.of(node))?;
+            Ok(replies.pop())
+        };
+        self.with_deadline(1, run).await
+    }
+
     /// Renews the leases of all connections, and checks whether slots have moved.
     pub(super) async fn renew_leases(&self) {
         tokio::join!(self.nodes.renew_leases(), self.nodes.check_slots());

@@ -308,6 +308,20 @@ impl ManagedConnection {
         }
     }
 
+    /// Sends a command together with what shows that the server is alive and, behind sentinels, still the
+    /// primary; connects if necessary. Returns the number of the connection and the command's reply.
+    pub(super) async fn check_alive(&self, command: Cmd) -> Result<(u64, Value), ServerFailure> {
+        let mut pipeline = self.destination.sign_of_life();
+        pipeline.add_command(command);
+        let PipelineReply { mut replies, epoch, .. } = self.send(&pipeline).await?;
+        let reply = replies.pop().unwrap_or_default();
+        if self.destination.is_demoted(replies) {
+            self.invalidate(epoch).await;
+            return Err(ServerFailure::new(ServerFailureKind::NotReady, "it is not the primary any more"));
+        }
+        Ok((epoch, reply))
+    }
+
     /// Renews the lease of the present connection, if there is one: afterwards all changes until now were
     /// reported, or what was read does not count any more. Opens no connection. Returns false if a lease
     /// was lost.

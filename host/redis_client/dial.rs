@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 
 use super::bounded_stream::BoundedStream;
 use super::error::{ServerFailure, ServerFailureKind};
+use super::events::Subscriber;
 use super::lease::LeaseTerm;
 use super::reply_meter::{RejectedReply, ReplyLimits, ReplyMeter};
 use super::tracking::{ConnectionTracking, Tracker};
@@ -31,6 +32,8 @@ pub(super) struct ConnectionLimits {
     pub(super) reply_limits: ReplyLimits,
     /// What the server should report changes of, if anything.
     pub(super) tracker: Option<Arc<Tracker>>,
+    /// What to subscribe to, if anything.
+    pub(super) subscriber: Option<Arc<Subscriber>>,
 }
 
 /// A connection. Clones share it; it is closed when the last one is dropped.
@@ -60,6 +63,12 @@ impl BoundedConnection {
         timeouts: &ConnectionLimits,
     ) -> Result<Self, ServerFailure> {
         let stream = dial(server).await?;
+        if let Some(subscriber) = &timeouts.subscriber {
+            let settings = server.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+            let mut connection = Self::log_in(stream, &settings, timeouts, None).await?;
+            connection.subscribe(subscriber).await?;
+            return Ok(connection);
+        }
         let Some(tracker) = &timeouts.tracker else {
             return Self::log_in(stream, server.redis_settings(), timeouts, None).await;
         };
@@ -97,6 +106,9 @@ impl BoundedConnection {
         if let Some(tracking) = tracking.as_ref().filter(|tracking| tracking.is_resp3()) {
             config = config.set_push_sender(tracking.on_push());
         }
+        if let Some(subscriber) = &timeouts.subscriber {
+            config = config.set_push_sender(subscriber.on_push());
+        }
         let made = MultiplexedConnection::new_with_config(settings, stream, config).await;
         let (redis, driver) = made.map_err(|error| match meter.excess() {
             Some(excess) => excess.into(),
@@ -110,6 +122,17 @@ impl BoundedConnection {
     /// How changes are reported over this connection, if that was asked for.
     pub(super) fn tracking(&self) -> Option<&Arc<ConnectionTracking>> {
         self.tracking.as_ref()
+    }
+
+    /// Subscribes.
+    async fn subscribe(&mut self, subscriber: &Subscriber) -> Result<(), ServerFailure> {
+        let mut pipeline = Pipeline::with_capacity(1);
+        pipeline.add_command(subscriber.request());
+        let (replies, _) = self.send(&pipeline).await?;
+        match replies.first().and_then(Subscriber::refused) {
+            Some(refused) => Err(ServerFailure::new(ServerFailureKind::Denied, refused)),
+            None => Ok(()),
+        }
     }
 
     /// Asks the server to report changes.

@@ -23,6 +23,7 @@ mod confirmations;
 mod connection;
 mod dial;
 mod error;
+mod events;
 mod fan_out;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
@@ -34,6 +35,7 @@ mod permissions;
 mod reply;
 mod reply_meter;
 mod resp_scanner;
+mod scan;
 mod sentinel;
 #[cfg(test)]
 mod sentinel_tests;
@@ -58,12 +60,14 @@ use confirmations::Confirmations;
 use dial::ConnectionLimits;
 use error::ServerFailureKind;
 pub use error::Unavailable;
+pub use events::{KeyEvents, SubscribeError, Subscribed};
 use health::ConnectionHealth;
 pub use lease::{Lease, LeaseTerm, TrackedValue, TrackedValues};
 pub use metrics::Metrics;
 use reply::PartialReplies;
 pub use reply::{Refusal, TextReply, elements, excess, is_too_large, refusal, text};
 use reply_meter::ReplyLimits;
+pub use scan::ScanCursor;
 pub use topology::{BadUrl, UrlProblem};
 use tracking::Tracker;
 pub use tracking::{ForgetCause, KeyObserver};
@@ -122,8 +126,13 @@ impl RedisClient {
         let tracker = tracked.map(|prefix| Tracker::new(prefix, endpoint.clone(), metrics.clone()));
         let transport = |health, response, value, tracker| {
             let reply_limits = ReplyLimits { value, replies, metrics: metrics.clone() };
-            let timeouts =
-                ConnectionLimits { connect: config.connect_timeout, response, reply_limits, tracker };
+            let timeouts = ConnectionLimits {
+                connect: config.connect_timeout,
+                response,
+                reply_limits,
+                tracker,
+                subscriber: None,
+            };
             Transport::new(health, endpoint.clone(), topology.clone(), timeouts, &health_key)
         };
         let shared = ClientInner {

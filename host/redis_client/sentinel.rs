@@ -91,8 +91,8 @@ impl Sentinels {
         timeouts: &ConnectionLimits,
     ) -> Result<Value, ServerFailure> {
         let reply_limits = timeouts.reply_limits.clone();
-        let (connect, response, tracker) = (self.timeout, self.timeout, None);
-        let timeouts = ConnectionLimits { connect, response, reply_limits, tracker };
+        let (connect, response) = (self.timeout, self.timeout);
+        let timeouts = ConnectionLimits { connect, response, reply_limits, tracker: None, subscriber: None };
         let connection = BoundedConnection::open(sentinel, &timeouts).await?;
         let mut question = redis::cmd("SENTINEL");
         question.arg("GET-MASTER-ADDR-BY-NAME").arg(&self.monitored.service);

@@ -139,6 +139,21 @@ impl Transport {
         (replies, problem)
     }
 
+    /// Runs a command on one of the nodes; `None` if there are fewer. A single server is node 0.
+    pub(super) async fn run_on_node(
+        &self,
+        operation: &'static str,
+        node: usize,
+        command: Cmd,
+    ) -> Result<Option<Value>, Unavailable> {
+        let outcome = match &self.kind {
+            Backend::Single(_) if node > 0 => return Ok(None),
+            Backend::Single(connection) => connection.run(vec![command]).await.map(|mut all| all.pop()),
+            Backend::Cluster(cluster) => cluster.run_on_node(node, command).await,
+        };
+        outcome.map_err(|problem| self.record_failure(operation, problem))
+    }
+
     /// Checks that the server answers, or all nodes of the cluster that have slots.
     pub(super) async fn ping(&self, operation: &'static str) -> Result<(), Unavailable> {
         let outcome = match &self.kind {

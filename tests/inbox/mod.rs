@@ -5,6 +5,7 @@ mod commands;
 mod grpc;
 mod hand_over;
 mod http;
+mod on_return;
 mod returning;
 
 use serde_json::Value;

@@ -34,8 +34,9 @@ pub(super) async fn all(config: &Config) -> Vec<CheckResult> {
         let address = config.admin.probe_listen.as_deref()?;
         Some(listener("admin listener for probes", "probe_listen", address).await)
     };
-    let (probed, directory, listen, probes) =
-        tokio::join!(gateway::probe(config), directory(config), listen, probes);
+    let replay = gateway::check_replay(config);
+    let (probed, directory, listen, probes, replay) =
+        tokio::join!(gateway::probe(config), directory(config), listen, probes, replay);
     let of = |subject: String, found: anyhow::Result<String>| match found {
         Ok(text) => CheckResult { subject, ok: true, text },
         Err(error) => CheckResult { subject, ok: false, text: format!("{error:#}") },
@@ -53,6 +54,7 @@ pub(super) async fn all(config: &Config) -> Vec<CheckResult> {
         }
         Err(error) => connected.push(of("directory".to_owned(), Err(error))),
     }
+    connected.extend(replay.map(|found| of("replay on return".to_owned(), found)));
     connected.push(listen);
     connected.extend(probes);
     connected

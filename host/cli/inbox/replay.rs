@@ -43,7 +43,8 @@ pub(super) async fn run(config: &Config, args: &Args) -> anyhow::Result<u8> {
     let fleet = gateway::observe_fleet(config, &storage, &mut registry).await;
     let resolver = gateway::resolver(config, &storage, &fleet, &mut registry);
     let reader = &*storage.inbox_reader;
-    let replayer = Replayer { reader, pusher: Pusher { resolver: &resolver, fleet: &fleet } };
+    let replayer =
+        Replayer { reader, pusher: Pusher { resolver: &resolver, fleet: &fleet }, only_missed: false };
     if let Some(device) = &device {
         query.after = reader.standing(&user, Some(device)).await?.acknowledged;
     }

@@ -1,9 +1,13 @@
 //! Replays a user's inbox over the user's connection: for backends and operators whose comets do not read
-//! inboxes themselves.
+//! inboxes themselves. `on_return` does so by itself when a user returns, if that is configured.
 //!
 //! The messages go to the comet as `PushMsg`, in order, one after another, marked as replayed and with
 //! their ids. A replay stops at the first one that the comet does not take, and says where it stopped: what
 //! was pushed was acknowledged by the comet. It pushes one page; the caller continues from `next`.
+
+mod on_return;
+
+pub use on_return::{Metrics, Registrations, ReplayOnReturn, ReplayTiming};
 
 use std::time::{Duration, Instant};
 
@@ -21,6 +25,8 @@ pub struct Replayer<'a> {
     pub reader: &'a dyn InboxReader,
     /// Finds the user's connection, and pushes.
     pub pusher: Pusher<'a>,
+    /// Leaves out messages that the user got live when they were stored.
+    pub only_missed: bool,
 }
 
 /// What a replay has done.
@@ -81,6 +87,10 @@ impl Replayer<'_> {
                 return Ok(replayed);
             }
             let message = &entry.message;
+            if self.only_missed && message.cause.is_none() {
+                replayed.next = Some(Cursor::At(entry.position));
+                continue;
+            }
             let pushed = PushedMessage {
                 id: &message.id,
                 operation: message.operation,
