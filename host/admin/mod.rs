@@ -5,11 +5,13 @@
 //! - `tokens`: the tokens, and the problems of their files.
 //! - `socket`: the Unix socket.
 //! - `access`: access control.
+//! - `archiver`: metrics and readiness of an archiver in a process of its own.
 //! - `read`, `write`: the routes; expensive ones have a concurrency limit.
 //!
 //! Connections are served by [`http_server`](crate::http_server).
 
 mod access;
+mod archiver;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod read;
@@ -20,12 +22,16 @@ mod tokens;
 mod write;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
+use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use crate::blocking::run_blocking;
 use crate::config::admin::Config;
 use crate::gateway::Handle;
 use crate::http_server::listener;
@@ -35,6 +41,7 @@ use access::AccessControl;
 use read::ReadApi;
 use socket::BoundSocket;
 
+pub use archiver::ArchiverProbes;
 pub use socket::default_socket_path;
 
 /// The bound admin listeners.
@@ -81,6 +88,7 @@ impl Admin {
     pub async fn serve(self, gateway: Handle, shutdown: CancellationToken) {
         let Self { config, listener, address, probes, socket, refusals } = self;
         let access = AccessControl::new(&config, address, refusals.clone());
+        let watch = watch_tokens(&gateway, config.clone());
         let reads = ReadApi::new(gateway.clone(), refusals.clone());
         let routes =
             reads.probes(&access).merge(reads.router(&access)).merge(write::router(gateway, access.clone()));
@@ -97,6 +105,28 @@ impl Admin {
         };
         let server = Server::new(routes.clone(), config.max_connections, &refusals);
         let over_tcp = server.serve(listener, shutdown.clone());
-        tokio::join!(over_tcp, over_socket, for_probes);
+        let serve = async { tokio::join!(over_tcp, over_socket, for_probes) };
+        tokio::select! {
+            _ = serve => {}
+            () = watch => {}
+        }
+    }
+}
+
+/// How often the token files are looked at for readiness; requests look each time.
+const TOKEN_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Readiness warns while a token file cannot be used: no token is accepted then.
+fn watch_tokens(gateway: &Handle, config: Config) -> impl Future<Output = ()> + use<> {
+    let problem = Arc::<Mutex<Option<String>>>::default();
+    let shown = Arc::clone(&problem);
+    gateway.add_warning(move || shown.lock().clone());
+    async move {
+        loop {
+            let config = config.clone();
+            let read = run_blocking("reading the tokens", move || config.token_problem()).await;
+            *problem.lock() = read.unwrap_or_default();
+            tokio::time::sleep(TOKEN_INTERVAL).await;
+        }
     }
 }

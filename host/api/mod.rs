@@ -34,6 +34,7 @@ use crate::config::api::Config;
 use crate::gateway::Handle;
 use crate::http_server::listener;
 use crate::http_server::refusals::Refusals;
+use crate::http_server::reloaded;
 use crate::http_server::serve::Server;
 use crate::http_server::tls::{Certificate, TlsListener};
 use access::AccessControl;
@@ -81,13 +82,40 @@ impl Api {
     /// Serves requests until the shutdown.
     pub async fn serve(self, gateway: Handle, shutdown: CancellationToken) {
         let Self { config, listener, certificate, tokens, address, refusals, metrics } = self;
+        let watch = watch_files(&gateway, certificate.clone(), tokens.clone());
         let access = AccessControl::new(&config, address, tokens, refusals.clone());
         let service = InboxService::new(gateway, metrics, shutdown.clone());
         let routes = grpc::router(service.clone()).merge(http::router(service));
         let server = Server::new(access.protect(routes), config.max_connections, &refusals).with_http2();
-        match certificate {
-            Some(certificate) => server.serve(TlsListener::new(listener, certificate), shutdown).await,
-            None => server.serve(listener, shutdown).await,
+        let serve = async {
+            match certificate {
+                Some(certificate) => server.serve(TlsListener::new(listener, certificate), shutdown).await,
+                None => server.serve(listener, shutdown).await,
+            }
+        };
+        tokio::select! {
+            () = serve => {}
+            () = watch => {}
+        }
+    }
+}
+
+/// Looks at certificate and tokens also while nobody connects: readiness warns while they cannot be used.
+fn watch_files(
+    gateway: &Handle,
+    certificate: Option<Arc<Certificate>>,
+    tokens: TokenFile,
+) -> impl Future<Output = ()> + use<> {
+    let (shown, shown_tokens) = (certificate.clone(), tokens.clone());
+    gateway.add_warning(move || shown.as_ref()?.problem());
+    gateway.add_warning(move || shown_tokens.problem());
+    async move {
+        loop {
+            drop(tokens.current().await);
+            if let Some(certificate) = &certificate {
+                certificate.look().await;
+            }
+            tokio::time::sleep(reloaded::INTERVAL).await;
         }
     }
 }

@@ -58,7 +58,8 @@ enum InvalidTokens {
 }
 
 /// The file; `None` if no tokens are configured.
-pub(super) struct TokenFile(Option<Reloaded<TokenTable>>);
+#[derive(Clone)]
+pub(super) struct TokenFile(Option<Arc<Reloaded<TokenTable>>>);
 
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -131,7 +132,12 @@ impl TokenFile {
         let Some(path) = file else { return Ok(Self(None)) };
         let parse = |contents: &[String]| Ok(TokenTable::parse(&contents.concat())?);
         let files = vec![SourceFile { path, is_secret: true }];
-        Ok(Self(Some(Reloaded::load("[api] token_file", files, parse).await?)))
+        Ok(Self(Some(Arc::new(Reloaded::load("[api] token_file", files, parse).await?))))
+    }
+
+    /// Why the file cannot be used as it is now.
+    pub(super) fn problem(&self) -> Option<String> {
+        self.0.as_ref()?.problem()
     }
 
     /// The current tokens; `None` if no file is configured.

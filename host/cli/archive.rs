@@ -1,9 +1,14 @@
 //! `halley archive`: the archive of stored messages in MySQL, apart from the gateways.
 
+use std::time::Duration;
+
 use clap::Subcommand;
+use prometheus_client::registry::Registry;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::admin::ArchiverProbes;
 use crate::archive;
 use crate::cli::signals::{SIGNAL_DEBOUNCE, Signals};
 use crate::cli::{ConfigArgs, EXIT_FAILURE, EXIT_SUCCESS, OrUsage as _, block_on, print, print_lines, usage};
@@ -11,6 +16,9 @@ use crate::config::Config;
 use crate::consumer::StopOutcome;
 use crate::gateway::RunningArchiver;
 use crate::{panics, telemetry};
+
+/// Grace period of the listener for metrics.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
 /// Arguments of `halley archive`.
 #[derive(Debug, clap::Args)]
@@ -20,6 +28,10 @@ pub(super) struct Args {
     command: Option<Command>,
     #[command(flatten)]
     config: ConfigArgs,
+    /// Serves /metrics, /healthz and /readyz at this address, without a token: bind it where only
+    /// monitoring can connect.
+    #[arg(long, value_name = "ADDRESS")]
+    metrics_listen: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -57,11 +69,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
             }
             Ok(EXIT_SUCCESS)
         }
-        None => archive_until_stopped(&args.config),
+        None => archive_until_stopped(&args.config, args.metrics_listen),
     }
 }
 
-fn archive_until_stopped(args: &ConfigArgs) -> anyhow::Result<u8> {
+fn archive_until_stopped(args: &ConfigArgs, metrics: Option<String>) -> anyhow::Result<u8> {
     let config = args.load()?;
     if !config.archive.has_database() {
         return usage("`archive.url` is empty; set it to mysql://user:password@host/database");
@@ -69,12 +81,22 @@ fn archive_until_stopped(args: &ConfigArgs) -> anyhow::Result<u8> {
     telemetry::init(&config.log).or_usage()?;
     panics::install_hook();
     info!(config = args.source(), "halley archive {}", env!("CARGO_PKG_VERSION"));
-    block_on(serve(config))
+    block_on(serve(config, metrics))
 }
 
-async fn serve(config: Config) -> anyhow::Result<u8> {
+async fn serve(config: Config, metrics: Option<String>) -> anyhow::Result<u8> {
     let mut signals = Signals::new()?;
-    let archiver = RunningArchiver::start_alone(&config)?;
+    let mut registry = Registry::default();
+    let probes = match &metrics {
+        Some(listen) => Some(ArchiverProbes::bind(listen, &mut registry).await?),
+        None => None,
+    };
+    let archiver = RunningArchiver::start_alone(&config, &mut registry)?;
+    let shutdown = CancellationToken::new();
+    let mut serving = tokio::task::JoinSet::new();
+    if let Some(probes) = probes {
+        serving.spawn(probes.serve(registry, archiver.status(), shutdown.clone()));
+    }
     tokio::select! {
         () = signals.next() => {}
         () = archiver.until_fenced() => {}
@@ -87,6 +109,8 @@ async fn serve(config: Config) -> anyhow::Result<u8> {
             return Ok(EXIT_FAILURE);
         }
     };
+    shutdown.cancel();
+    drop(tokio::time::timeout(LAST_ANSWERS, serving.join_next()).await);
     match stopped {
         StopOutcome::Drained => info!("stopped: all records in flight are archived"),
         other => warn!(outcome = ?other, "stopped before all records in flight were archived"),

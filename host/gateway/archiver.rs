@@ -36,6 +36,11 @@ pub struct ArchiverStatus {
 }
 
 impl ArchiverStatus {
+    /// Why nothing is archived now.
+    pub fn problem(&self) -> Option<String> {
+        self.kafka.problem()
+    }
+
     /// What needs attention.
     pub fn warnings(&self) -> Vec<String> {
         let warnings = self.kafka.problem().into_iter().chain(self.archiver.warnings());
@@ -99,10 +104,9 @@ impl RunningArchiver {
     ///
     /// # Panics
     /// Outside of a tokio runtime.
-    pub fn start_alone(config: &Config) -> anyhow::Result<Self> {
-        let mut registry = Registry::default();
-        let dead_letters = DeadLetters::start(&config.kafka, dead_letter::Metrics::register(&mut registry))?;
-        Self::start(config, dead_letters, &mut registry)
+    pub fn start_alone(config: &Config, registry: &mut Registry) -> anyhow::Result<Self> {
+        let dead_letters = DeadLetters::start(&config.kafka, dead_letter::Metrics::register(registry))?;
+        Self::start(config, dead_letters, registry)
     }
 
     /// What it reports while it runs.

@@ -1,7 +1,8 @@
 //! Files that are read again when they change: tokens, certificates.
 //!
 //! They are looked at when they are needed, at most once a second. Files that cannot be used after a change
-//! are logged once, and what was read before stays: a slip of an editor locks nobody out.
+//! are logged once and are a [problem](Reloaded::problem) until they can be used; what was read before stays:
+//! a slip of an editor locks nobody out.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use crate::blocking::{EndedEarly, run_blocking};
 use crate::files::{self, ReadError};
 
 /// How often the files are looked at.
-const INTERVAL: Duration = Duration::from_secs(1);
+pub(crate) const INTERVAL: Duration = Duration::from_secs(1);
 /// Maximum size of a file, in bytes.
 const LONGEST_FILE: u64 = 1024 * 1024;
 
@@ -52,7 +53,7 @@ struct Current<T> {
     value: T,
     contents: Vec<String>,
     looked_at: Instant,
-    /// The last problem, logged once.
+    /// The present problem, logged once.
     problem: Option<String>,
 }
 
@@ -70,6 +71,12 @@ impl<T: Clone> Reloaded<T> {
         let value = parse(&contents).map_err(|why| ReloadError::Invalid { key, why })?;
         let current = Current { value, contents, looked_at: Instant::now(), problem: None };
         Ok(Self { key, files, parse, current: Mutex::new(current) })
+    }
+
+    /// Why the files cannot be used as they are now, as of the last look at them.
+    pub(crate) fn problem(&self) -> Option<String> {
+        let problem = self.current.lock().problem.clone()?;
+        Some(format!("{problem}; what was read before stays"))
     }
 
     /// What the files say now.
@@ -146,6 +153,8 @@ mod tests {
             std::fs::write(&path, content).unwrap();
             reloaded.look_again();
             assert_eq!(reloaded.current().await, expected, "{content}");
+            let problem = reloaded.problem();
+            assert_eq!(problem.is_some(), content == "x", "{problem:?}");
         }
         std::fs::write(&path, "x").unwrap();
         let why = Reloaded::load("[a] b", files, parse).await.err().map(|error| error.to_string());

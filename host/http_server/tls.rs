@@ -34,6 +34,18 @@ impl Certificate {
     }
 }
 
+impl Certificate {
+    /// Looks at the files, if that is due.
+    pub(crate) async fn look(&self) {
+        drop(self.0.current().await);
+    }
+
+    /// Why the files cannot be used as they are now.
+    pub(crate) fn problem(&self) -> Option<String> {
+        self.0.problem()
+    }
+}
+
 fn acceptor(contents: &[String]) -> Result<SslAcceptor, InvalidContent> {
     let [certificate, key] = contents else { return Err("two files are expected".into()) };
     let mut builder = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server())?;

@@ -10,7 +10,7 @@ use crate::support::gateway::quoted;
 use crate::support::kafka::kafka;
 use crate::support::mariadb::MariaDb;
 use crate::support::redis::Redis;
-use crate::support::{PATIENCE, eventually, eventually_eq, folder};
+use crate::support::{PATIENCE, eventually, eventually_eq, folder, http};
 
 /// The database is killed, silent, and read-only, one after the other. Meanwhile users who are online
 /// receive their messages, and everything is archived once it is back.
@@ -90,6 +90,25 @@ async fn a_refused_row_becomes_a_dead_letter_and_holds_up_nothing() {
         );
     }
     assert_eq!(gateway.metric("halley_archive_rows_total{outcome=\"refused\"}").await, Some(5.0));
+
+    // Once the cause is mended, a redrive archives what is missing, and nothing twice.
+    database.run("DROP TRIGGER halley.refuse").await;
+    let redrive = |more: &[&str]| {
+        let mut redrive = std::process::Command::new(env!("CARGO_BIN_EXE_halley"));
+        redrive.args(["dead-letter", "redrive", "--stage", "archive", "--config"]).arg(gateway.file());
+        let output = redrive.args(more).output().expect("it runs");
+        let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.success(), format!("{}{}", said(&output.stdout), said(&output.stderr)))
+    };
+    let archive_topic = format!("{topic}.archive");
+    let (redriven, said) = redrive(&[]);
+    assert!(!redriven && said.contains("--allow-topic"), "{said}");
+    let (redriven, said) = redrive(&["--from-start", "--allow-topic", &archive_topic]);
+    assert!(redriven, "{said}");
+    eventually_eq("archived rows", 5 * 40, async || database.archived().await).await;
+    let missing = "SELECT COUNT(*) FROM halley_inbox WHERE user = 'user_7'";
+    assert_eq!(database.number(missing).await, 5);
+    assert_eq!(kafka().read_all(&format!("{topic}.dead-letter")).len(), 5, "no new dead letters");
 }
 
 /// `halley archive` as processes of their own, killed again and again while gateways store.
@@ -105,8 +124,11 @@ async fn killed_archivers_lose_and_repeat_nothing() {
         let folder = folder("archiver");
         let file = folder.path().join("halley.toml");
         std::fs::write(&file, settings.toml()).expect("written");
-        let args = ["archive", "--config", &file.display().to_string()].map(str::to_owned);
-        ChildProcess::start(env!("CARGO_BIN_EXE_halley"), &args, folder).expect("starts")
+        let port = crate::support::free_port();
+        let listen = format!("127.0.0.1:{port}");
+        let file = file.display().to_string();
+        let args = ["archive", "--config", &file, "--metrics-listen", &listen].map(str::to_owned);
+        (ChildProcess::start(env!("CARGO_BIN_EXE_halley"), &args, folder).expect("starts"), listen)
     };
     let mut archivers = [start(&settings), start(&settings)];
     let mut sent = 0;
@@ -118,7 +140,7 @@ async fn killed_archivers_lose_and_repeat_nothing() {
         let before = database.archived().await;
         let progress = async || (database.archived().await > before || round == 0).then_some(());
         eventually("progress", PATIENCE, progress).await;
-        archivers[round % 2].kill();
+        archivers[round % 2].0.kill();
         archivers[round % 2] = start(&settings);
     }
     gateway.wait_until_settled(&topic).await;
@@ -126,7 +148,11 @@ async fn killed_archivers_lose_and_repeat_nothing() {
     eventually("everything to be archived", PATIENCE * 2, archived).await;
     let distinct = "SELECT COUNT(DISTINCT user, body) FROM halley_inbox";
     assert_eq!(database.number(distinct).await, 5 * sent);
-    for mut archiver in archivers {
+    for (mut archiver, listen) in archivers {
+        let ready = http::get(&listen, "/readyz").await.expect("it answers");
+        assert!(ready.status == 200 && ready.json()["warnings"] == serde_json::json!([]), "{ready:?}");
+        let metrics = http::get(&listen, "/metrics").await.expect("it answers");
+        assert!(metrics.body.contains("halley_archive_rows_total"), "{metrics:?}");
         archiver.signal("TERM");
         let ended = archiver.wait(Duration::from_secs(20)).await;
         assert!(ended.is_some_and(|status| status.success()), "{ended:?}: {}", archiver.log());

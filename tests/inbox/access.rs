@@ -75,6 +75,11 @@ async fn a_token_may_be_limited_to_reading_and_to_users() {
         gateway.log_lines().iter().any(told).then_some(())
     };
     eventually("the mistake to be logged", PATIENCE, is_told).await;
+    let warned = async || gateway.get("/readyz").await.json()["warnings"].to_string();
+    assert!(warned().await.contains("`[api] token_file`"), "{}", warned().await);
+    secret(&file, TOKENS);
+    let is_clear = async || (!warned().await.contains("token_file")).then_some(());
+    eventually("no warning", PATIENCE, is_clear).await;
 }
 
 /// Writes a self-signed certificate of this name, and its key.
@@ -137,4 +142,14 @@ async fn tls_certificates_are_replaced_without_a_restart() {
     certificate(files.path(), "second");
     let renewed = async || (handshake(&api).await.0 == "second").then_some(());
     eventually("the new certificate to be shown", PATIENCE, renewed).await;
+
+    // Readiness warns even while nobody connects.
+    std::fs::write(files.path().join("tls.crt"), "no certificate").expect("a file");
+    let warned = async || gateway.get("/readyz").await.json()["warnings"].to_string();
+    let is_told = async || warned().await.contains("`[api] tls_certificate, tls_key`").then_some(());
+    eventually("a warning", PATIENCE, is_told).await;
+    assert_eq!(handshake(&api).await.0, "second", "what was read before stays");
+    certificate(files.path(), "third");
+    let is_clear = async || (!warned().await.contains("tls_")).then_some(());
+    eventually("no warning", PATIENCE, is_clear).await;
 }

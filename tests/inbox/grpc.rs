@@ -84,3 +84,37 @@ async fn a_comet_reads_replays_and_acknowledges() {
     let refused = inbox.read(ReadRequest { owner: room, ..read }).await.expect_err("no history");
     assert_eq!(refused.code(), Code::Unimplemented);
 }
+
+/// What `grpcurl list` and `describe` ask.
+#[tokio::test]
+async fn reflection_describes_the_service() {
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+    use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
+
+    let redis = Redis::start().await;
+    let (_, settings) = with_api("inbox-reflection", &redis).await;
+    let gateway = settings.start().await;
+    let api = api_of(&gateway).await;
+    let channel = Channel::from_shared(format!("http://{api}")).expect("a URI").connect().await;
+    let mut reflection = ServerReflectionClient::new(channel.expect("the API listens"));
+    let ask = |request| ServerReflectionRequest { host: String::new(), message_request: Some(request) };
+    let service = "halley.inbox.v1.Inbox";
+    let asked = [
+        ask(MessageRequest::ListServices(String::new())),
+        ask(MessageRequest::FileContainingSymbol(service.to_owned())),
+    ];
+    let answers = reflection.server_reflection_info(futures_util::stream::iter(asked)).await;
+    let mut answers = answers.expect("it is served").into_inner();
+    let mut next = async || {
+        let answer: Option<ServerReflectionResponse> = answers.message().await.expect("an answer");
+        answer.and_then(|answer| answer.message_response)
+    };
+    let Some(MessageResponse::ListServicesResponse(list)) = next().await else { panic!("no list") };
+    assert!(list.service.iter().any(|listed| listed.name == service), "{list:?}");
+    let Some(MessageResponse::FileDescriptorResponse(file)) = next().await else { panic!("no file") };
+    let names = file.file_descriptor_proto.concat();
+    let contains = |name: &str| names.windows(name.len()).any(|part| part == name.as_bytes());
+    assert!(["Position", "Read", "Replay", "Acknowledge"].into_iter().all(contains));
+}

@@ -1,0 +1,75 @@
+//! Metrics and readiness of `halley archive`, which has no other admin listener. Like the listener for probes
+//! of a gateway, it needs no token: bind it where only monitoring can connect.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use prometheus_client::registry::Registry;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::gateway::ArchiverStatus;
+use crate::http_server::listener;
+use crate::http_server::refusals::Refusals;
+use crate::http_server::response::error_response;
+use crate::http_server::serve::Server;
+
+/// Connections at a time.
+const MAX_CONNECTIONS: usize = 64;
+
+/// The bound listener.
+pub struct ArchiverProbes {
+    listener: TcpListener,
+    refusals: Refusals,
+}
+
+#[derive(Clone)]
+struct Served {
+    registry: Arc<Registry>,
+    status: ArchiverStatus,
+}
+
+impl ArchiverProbes {
+    /// Binds the listener.
+    ///
+    /// # Errors
+    /// If the address is invalid or in use.
+    pub async fn bind(listen: &str, registry: &mut Registry) -> anyhow::Result<Self> {
+        let listener = listener::bind("--metrics-listen", listen).await?;
+        info!(address = %listener.local_addr()?, "metrics are served");
+        Ok(Self { listener, refusals: Refusals::register(registry, "halley_admin_refused", "admin") })
+    }
+
+    /// Serves `/healthz`, `/readyz` and `/metrics` until the shutdown.
+    pub async fn serve(self, registry: Registry, status: ArchiverStatus, shutdown: CancellationToken) {
+        let routes = Router::new()
+            .route("/healthz", get(|| async { "ok\n" }))
+            .route("/readyz", get(ready))
+            .route("/metrics", get(metrics))
+            .with_state(Served { registry: Arc::new(registry), status });
+        Server::new(routes, MAX_CONNECTIONS, &self.refusals).serve(self.listener, shutdown).await;
+    }
+}
+
+async fn ready(State(served): State<Served>) -> Response {
+    let reasons: Vec<String> = served.status.problem().into_iter().collect();
+    let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let warnings = served.status.warnings();
+    (status, Json(json!({ "ready": reasons.is_empty(), "reasons": reasons, "warnings": warnings })))
+        .into_response()
+}
+
+async fn metrics(State(served): State<Served>) -> Response {
+    const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    let mut text = String::new();
+    match prometheus_client::encoding::text::encode(&mut text, &served.registry) {
+        Ok(()) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
+        Err(error) => error_response(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
+}
