@@ -34,6 +34,7 @@ pub mod excuses;
 pub mod gateways;
 pub mod network;
 pub mod policies;
+pub mod returning;
 pub mod servers;
 pub mod topics;
 pub mod world;

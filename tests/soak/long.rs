@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::faults::everything::CometDeadline;
-use crate::faults::{comets, everything, gateways, policies, servers};
+use crate::faults::{comets, everything, gateways, policies, returning, servers};
 use crate::soak::fault_time;
 use crate::support::comet::Serves;
 
@@ -51,6 +51,14 @@ async fn servers_die_10_times_each() {
 async fn policies_swapped_300_times_while_they_fail() {
     policies::swapped(Serves::Calls, 150).await;
     policies::swapped(Serves::Streams, 150).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes minutes: make soak"]
+async fn users_come_and_go_thousands_of_times() {
+    for serves in [Serves::Calls, Serves::Streams] {
+        returning::coming_and_going(serves, 40, fault_time() / 4).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

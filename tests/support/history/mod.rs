@@ -17,8 +17,10 @@ mod check;
 mod report;
 #[cfg(test)]
 mod tests;
+mod users;
 
 pub use report::{Occurrence, Report};
+pub use users::{UserHistory, UserReport};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
