@@ -49,7 +49,7 @@
 //!   fetches, verifies and stores their files.
 //! - [`router`]: turns a resolved route into the calls of one message. Pure.
 //! - [`pipeline`]: takes messages through the modules above.
-//! - [`replay`]: pushes a user's inbox through the user's comet.
+//! - [`replay`]: pushes a user's inbox through the user's comet, on request or when the user returns.
 //! - [`config`]: the whole configuration, composed of the modules' sections.
 //! - [`gateway`]: builds all parts from the configuration, owns their tasks, and defines the order of
 //!   start and stop.

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
-use crate::gateway::Storage;
+use crate::gateway::parts::Storage;
 use crate::inbox::{KeyEvents, ReplayTrigger, ReturnedUsers};
 use crate::panics;
 use crate::pipeline::Pipeline;

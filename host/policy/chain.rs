@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use crate::decision::{AbsentRecipient, FilteredMessage, OfflineDecision, PolicyStalled};
 use crate::membership::Grouping;
 use crate::message::{Message, RoomId};
+use crate::policy::batch_hook::BatchHook;
 use crate::policy::chain_entry::{BatchSource, ChainEntry};
-use crate::policy::filter_run::{BatchHook, FilterProgress, FilterRun};
+use crate::policy::filter_run::{FilterProgress, FilterRun};
 use crate::policy::set::PolicySet;
 use crate::wasm::module::Hooks;
 

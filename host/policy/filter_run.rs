@@ -6,18 +6,12 @@ use std::collections::HashMap;
 
 use crate::decision::{FilteredMessage, StateKey, StateWrite};
 use crate::message::Message;
+use crate::policy::batch_hook::BatchHook;
 use crate::policy::set::Generation;
 
 /// How often values are fetched for one plugin and batch. More than one round is needed where keys
 /// depend on values.
 const ROUNDS: usize = 4;
-
-/// A hook that sees batches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum BatchHook {
-    Filter,
-    Retention,
-}
 
 /// A batch between two plugins.
 #[derive(Debug)]

@@ -49,6 +49,7 @@
 //! }
 //! ```
 
+mod batch_hook;
 mod chain;
 mod chain_entry;
 mod config;

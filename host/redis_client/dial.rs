@@ -19,9 +19,9 @@ use tokio::task::JoinSet;
 
 use super::bounded_stream::BoundedStream;
 use super::error::{ServerFailure, ServerFailureKind};
-use super::events::Subscriber;
 use super::lease::LeaseTerm;
 use super::reply_meter::{RejectedReply, ReplyLimits, ReplyMeter};
+use super::subscriber::Subscriber;
 use super::tracking::{ConnectionTracking, Tracker};
 
 /// Timeouts and limits of one connection.

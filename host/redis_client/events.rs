@@ -9,35 +9,21 @@
 
 use std::sync::Arc;
 
-use redis::{Cmd, PushInfo, PushKind, Value};
+use redis::Value;
 
 use super::config::Config;
 use super::connection::ManagedConnection;
 use super::dial::ConnectionLimits;
 use super::metrics::Metrics;
-use super::reply::{Refusal, refusal, text};
+use super::reply::text;
 use super::reply_meter::ReplyLimits;
 use super::sentinel::Sentinels;
+use super::subscriber::Subscriber;
 use super::topology::{self, Topology};
 use super::{BadUrl, LONGEST_ID};
 
 /// The setting without which a server publishes nothing.
 const SETTING: &str = "notify-keyspace-events";
-
-/// What a connection subscribes to.
-pub(super) struct Subscriber {
-    /// Channels, such as `__keyspace@0__:user:online:*`.
-    pattern: String,
-    /// The part of a channel before the key.
-    channel: String,
-    on_write: Box<dyn Fn(&[u8]) + Send + Sync>,
-}
-
-impl std::fmt::Debug for Subscriber {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "subscribes to {}", self.pattern)
-    }
-}
 
 /// Follows which keys are written.
 #[derive(Debug)]
@@ -87,7 +73,7 @@ impl KeyEvents {
         };
         let channel = format!("__keyspace@{database}__:");
         let pattern = format!("{channel}{prefix}*");
-        let subscriber = Arc::new(Subscriber { pattern, channel, on_write: Box::new(on_write) });
+        let subscriber = Arc::new(Subscriber::new(pattern, channel, on_write));
         let replies = usize::try_from(config.max_reply.as_u64()).unwrap_or(usize::MAX);
         let limits = ConnectionLimits {
             connect: config.connect_timeout,
@@ -109,7 +95,7 @@ impl KeyEvents {
 
     /// The ACL rule that the subscription needs.
     pub fn acl_rule(&self) -> String {
-        format!("+psubscribe &{}", self.subscriber.pattern)
+        format!("+psubscribe &{}", self.subscriber.pattern())
     }
 
     /// Checks that the server answers over the subscription's connection, which is opened if necessary,
@@ -159,46 +145,6 @@ fn flags(reply: Value) -> Option<String> {
 /// Whether a server with these flags publishes `SET` in the keyspace's channels.
 fn publishes_writes(flags: &str) -> bool {
     flags.contains('K') && flags.contains(['$', 'A'])
-}
-
-impl Subscriber {
-    /// The command that subscribes.
-    pub(super) fn request(&self) -> Cmd {
-        redis::cmd("PSUBSCRIBE").arg(&self.pattern).to_owned()
-    }
-
-    /// Why the server refused it.
-    pub(super) fn refused(reply: &Value) -> Option<String> {
-        match refusal(reply)? {
-            Refusal::Denied(said) | Refusal::Other(said) => Some(said),
-            Refusal::WrongType => Some("unexpected reply".to_owned()),
-        }
-    }
-
-    /// The receiver of the connection's pushes.
-    pub(super) fn on_push(self: &Arc<Self>) -> impl Fn(PushInfo) -> Result<(), ()> + Send + Sync + 'static {
-        let subscriber = Arc::clone(self);
-        move |push: PushInfo| {
-            if push.kind == PushKind::PMessage {
-                subscriber.published(push.data);
-            }
-            Ok(())
-        }
-    }
-
-    /// The pattern, the channel, and what happened to the key.
-    fn published(&self, data: Vec<Value>) {
-        let mut data = data.into_iter().skip(1);
-        let (Some(Value::BulkString(channel)), Some(Value::BulkString(event))) = (data.next(), data.next())
-        else {
-            return;
-        };
-        if event == b"set"
-            && let Some(key) = channel.strip_prefix(self.channel.as_bytes())
-        {
-            (self.on_write)(key);
-        }
-    }
 }
 
 #[cfg(test)]

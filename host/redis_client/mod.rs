@@ -40,6 +40,7 @@ mod sentinel;
 #[cfg(test)]
 mod sentinel_tests;
 mod slots;
+mod subscriber;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

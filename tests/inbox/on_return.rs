@@ -101,7 +101,8 @@ async fn a_sweep_finds_who_returned_without_an_event() {
     let check = || {
         let mut check = std::process::Command::new(env!("CARGO_BIN_EXE_halley"));
         let output = check.args(["check", "--connect", "--config"]).arg(gateway.file()).output();
-        String::from_utf8_lossy(&output.expect("it runs").stdout).into_owned()
+        let output = output.expect("it runs");
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
     };
     assert!(check().contains(remedy), "{}", check());
     say(&topic, &gateway, 0..5).await;

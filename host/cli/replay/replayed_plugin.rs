@@ -132,7 +132,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::decision::{FailureKind, OnError};
+    use crate::decision::{FailureKind, OnError, Retention};
     use crate::message::{Audience, Origin, Record, encode};
 
     fn message() -> Message {
@@ -171,6 +171,13 @@ mod tests {
         assert_eq!(change(&passed(), &drop("spam", "a")), Some("passed -> dropped".into()));
         assert_eq!(change(&drop("spam", "a"), &drop("spam", "b")), None, "another version, the same word");
         assert_eq!(change(&drop("spam", "a"), &drop("ham", "a")), Some("dropped for another reason".into()));
+        let retained = |retention| with("a", Effect::Retained(retention), "hello");
+        let (inbox, both) =
+            (Retention { inbox: true, history: false }, Retention { inbox: true, history: true });
+        assert_eq!(change(&passed(), &retained(inbox)), Some("passed -> retained".into()));
+        assert_eq!(change(&retained(both), &retained(both)), None);
+        let differently = "retained differently: inbox, history -> inbox";
+        assert_eq!(change(&retained(both), &retained(inbox)), Some(differently.into()));
         assert_eq!(change(&amended("x"), &amended("x")), None);
         assert_eq!(change(&amended("x"), &amended("y")), Some("amended differently: body".into()));
     }

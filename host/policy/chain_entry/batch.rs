@@ -11,9 +11,10 @@ use crate::decision::{
     Effect, FailureKind, FilteredMessage, OnError, PolicyStalled, StateKey, StateWrite, Verdict,
 };
 use crate::message::Message;
+use crate::policy::batch_hook::BatchHook;
 use crate::policy::chain_entry::ChainEntry;
 use crate::policy::chain_entry::pace::CallSize;
-use crate::policy::filter_run::{BatchHook, FilterRun, PluginBatch};
+use crate::policy::filter_run::{FilterRun, PluginBatch};
 use crate::policy::plugin::Plugin;
 use crate::policy::rollout::shadow::MirroredBatch;
 use crate::wasm::failure::{PluginFailure, PluginLimit};

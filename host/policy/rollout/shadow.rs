@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::decision::{DifferenceKind, Effect, FilteredMessage, MessagePart};
-use crate::policy::filter_run::BatchHook;
+use crate::policy::batch_hook::BatchHook;
 use crate::policy::plugin::Plugin;
 use crate::telemetry::LogThrottle;
 
