@@ -152,7 +152,7 @@ async fn killed_archivers_lose_and_repeat_nothing() {
         let ready = http::get(&listen, "/readyz").await.expect("it answers");
         assert!(ready.status == 200 && ready.json()["warnings"] == serde_json::json!([]), "{ready:?}");
         let metrics = http::get(&listen, "/metrics").await.expect("it answers");
-        assert!(metrics.body.contains("halley_archive_rows_total"), "{metrics:?}");
+        assert!(metrics.body.contains("halley_archive_write_duration_seconds_bucket"), "{metrics:?}");
         archiver.signal("TERM");
         let ended = archiver.wait(Duration::from_secs(20)).await;
         assert!(ended.is_some_and(|status| status.success()), "{ended:?}: {}", archiver.log());
