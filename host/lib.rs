@@ -60,7 +60,7 @@
 //!
 //! Every module may use [`telemetry`], [`panics`], [`stalls`] (the work that is being retried, and the
 //! records that it holds), `files` (the only module that reads files), and some small tools: `sync`
-//! (locks that models can check), `backoff`, `expiring` (a map whose values expire), `blocking` (blocking
+//! (locks that models can check), `schema` (values of the configuration in its JSON schema), `backoff`, `expiring` (a map whose values expire), `reloaded` (files that are read again when they change), `blocking` (blocking
 //! work outside of async tasks) and `time`. `fuzzing` exists in tests and with its feature only: the entry
 //! points of the fuzz targets.
 //!
@@ -124,7 +124,9 @@ mod files;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod panics;
+mod reloaded;
 pub mod sandbox;
+pub mod schema;
 pub mod stalls;
 mod sync;
 pub mod telemetry;

@@ -24,7 +24,7 @@ use sink::LogSink;
 pub use throttle::LogThrottle;
 
 /// The `[log]` section: what is written to standard error.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// `error`, `warn`, `info`, `debug` (one line per message) or `trace`; or a filter in the syntax
@@ -36,7 +36,16 @@ pub struct Config {
 
 /// The format of log lines.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize, clap::ValueEnum,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    serde::Deserialize,
+    serde::Serialize,
+    clap::ValueEnum,
+    schemars::JsonSchema,
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {

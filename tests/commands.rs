@@ -31,8 +31,20 @@ fn write(name: &str, text: &str) -> (tempfile::TempDir, String) {
 #[test]
 fn every_command_explains_itself() {
     let all = stdout(&halley(&["--help"]));
-    for command in ["run", "demo", "check", "explain", "plugin", "replay", "dead-letter", "inbox", "archive"]
-    {
+    for command in [
+        "run",
+        "demo",
+        "check",
+        "explain",
+        "plugin",
+        "replay",
+        "dead-letter",
+        "inbox",
+        "archive",
+        "config",
+        "completions",
+        "man",
+    ] {
         assert!(all.contains(command), "{all}");
         let help = halley(&[command, "--help"]);
         assert!(help.status.success() && stdout(&help).contains("Usage: halley"), "{command}");
@@ -65,6 +77,59 @@ fn unwritable_output_fails_except_for_a_closed_pipe() {
     let (reader, closed) = std::io::pipe().expect("a pipe");
     drop(reader);
     assert_eq!(run(closed.into()).status.code(), Some(0), "`| head` has had enough");
+}
+
+#[test]
+fn config_shows_what_is_active_and_why() {
+    let text = "[kafka]\ngroup = \"from-file\"\n[kafka.properties]\n\"sasl.password\" = \"hush\"\n";
+    let (_folder, file) = write("halley.toml", text);
+    let show = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_halley"));
+        let command = command.args(["config", "show", "--config", &file]).args(more);
+        command.env("HALLEY__DELIVERY__MAX_BATCH", "7").output().expect("the binary runs")
+    };
+    let all = show(&[]);
+    let said = stdout(&all);
+    assert!(all.status.success(), "{all:?}");
+    for (start, source) in [
+        ("group = \"from-file\"", format!("# {file}:2")),
+        ("max_batch = 7", "# environment variable HALLEY__DELIVERY__MAX_BATCH".to_owned()),
+        ("session_timeout = \"30s\"", "# default".to_owned()),
+        ("\"sasl.password\" = \"***\"", format!("# {file}:4")),
+    ] {
+        let line =
+            said.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{start}: {said}"));
+        assert!(line.ends_with(&source), "{line}");
+    }
+    assert!(!said.contains("hush"), "{said}");
+    assert_eq!(show(&["--set"]).stdout.iter().filter(|byte| **byte == b'=').count(), 3);
+    let json: serde_json::Value = serde_json::from_slice(&show(&["--set", "--json"]).stdout).expect("JSON");
+    assert_eq!(json.as_array().map(Vec::len), Some(3), "{json}");
+
+    // The defaults are a configuration file, and the schema is JSON.
+    let defaults = halley(&["config", "default"]);
+    let (_folder, file) = write("halley.toml", &stdout(&defaults));
+    assert!(stdout(&halley(&["config", "show", "--config", &file])).contains("brokers = "));
+    let schema = halley(&["config", "schema"]);
+    let schema: serde_json::Value = serde_json::from_slice(&schema.stdout).expect("JSON");
+    assert!(schema["properties"]["kafka"].is_object(), "{schema}");
+}
+
+#[test]
+fn packages_get_completions_and_manual_pages() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = stdout(&halley(&["completions", shell]));
+        assert!(script.contains("dead-letter"), "{shell}: {script}");
+        assert!(!script.contains("compile-plugin"), "{shell}: a hidden command is offered");
+    }
+    let folder = folder("man");
+    let pages = folder.path().join("man1").display().to_string();
+    let written = halley(&["man", &pages]);
+    assert!(written.status.success(), "{written:?}");
+    let page = |name: &str| std::fs::read_to_string(folder.path().join("man1").join(name)).expect(name);
+    assert!(page("halley.1").contains("halley\\-dead\\-letter"), "{}", page("halley.1"));
+    assert!(page("halley-dead-letter-redrive.1").contains(".SH OPTIONS"));
+    assert_eq!(halley(&["man", "/dev/null/no"]).status.code(), Some(2));
 }
 
 #[test]

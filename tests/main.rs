@@ -38,6 +38,7 @@ mod soak;
 mod steering;
 mod support;
 mod support_selftest;
+mod tls;
 mod topics;
 mod trials;
 mod versions;

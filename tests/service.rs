@@ -221,10 +221,52 @@ async fn sighup_stops_nothing() {
     let comet = FakeComet::start().await;
     let topic = kafka().topic("hangup", 1).await;
     let (_redis, settings) = lobby(&comet, &topic).await;
-    let gateway = settings.start().await;
+    let gateway = settings.clone().start().await;
     gateway.signal("HUP");
     gateway.wait_for_log_that("SIGHUP").await;
+    // Policies are read again at once; what needs a restart is named.
+    let rarely = settings.set("policies", "rescan_interval", quoted("1h"));
+    std::fs::write(gateway.file(), rarely.set("delivery", "max_batch", 7).toml()).expect("written");
+    gateway.signal("HUP");
+    let changed = gateway
+        .wait_for_log(
+            "the configuration changed outside [[plugin]] and policies.directory; restart to apply it",
+        )
+        .await;
+    assert_eq!(changed["keys"], "delivery.max_batch, policies.rescan_interval", "{changed}");
     kafka().produce_room(&topic, "lobby", "hello").await;
     comet.wait_for(1).await;
     assert!(gateway.sigterm().await.success());
+}
+
+#[tokio::test]
+async fn the_service_manager_hears_of_start_progress_and_stop() {
+    let comet = FakeComet::start().await;
+    let topic = kafka().topic("notify", 1).await;
+    let (_redis, settings) = lobby(&comet, &topic).await;
+    let folder = crate::support::folder("notify");
+    let path = folder.path().join("notify.sock");
+    let socket = tokio::net::UnixDatagram::bind(&path).expect("a socket");
+    let gateway = settings
+        .environment("NOTIFY_SOCKET", &path.display().to_string())
+        .environment("WATCHDOG_USEC", "900000")
+        .start()
+        .await;
+    let heard = async |wanted: &str| {
+        let mut buffer = [0; 4096];
+        loop {
+            let received = tokio::time::timeout(crate::support::PATIENCE, socket.recv(&mut buffer)).await;
+            let length = received.unwrap_or_else(|_| panic!("no {wanted}: {gateway:?}")).expect("readable");
+            if String::from_utf8_lossy(&buffer[..length]).lines().any(|line| line == wanted) {
+                return;
+            }
+        }
+    };
+    heard("READY=1").await;
+    heard("STATUS=delivering").await;
+    heard("WATCHDOG=1").await;
+    heard("WATCHDOG=1").await;
+    gateway.signal("TERM");
+    heard("STOPPING=1").await;
+    assert!(gateway.wait().await.success());
 }

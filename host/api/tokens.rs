@@ -17,8 +17,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::http_server::reloaded::{ReloadError, Reloaded, SourceFile};
 use crate::http_server::token::TokenDigest;
+use crate::reloaded::{ReloadError, Reloaded, SourceFile};
 
 /// A shorter token is too easy to guess.
 const SHORTEST: usize = 16;

@@ -6,9 +6,10 @@ use std::time::Duration;
 use sqlx::mysql::MySqlConnectOptions;
 
 use crate::kafka::topic_problem;
+use crate::schema;
 
 /// The `[archive]` section.
-#[derive(Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[derive(Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Whether each message that is stored for absent users is also written to `topic`, before its
@@ -24,17 +25,21 @@ pub struct Config {
     pub url: String,
     /// How long messages are kept, counted from the day on which they were sent.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub retention: Duration,
     /// Maximum number of rows in a transaction.
     pub max_rows: usize,
     /// How long a transaction waits to be filled.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub max_wait: Duration,
     /// Timeout of connecting, including TLS and login.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub connect_timeout: Duration,
     /// Timeout of a transaction; after it the connection is dropped, and the rows are written again.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub write_timeout: Duration,
 }
 

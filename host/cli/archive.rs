@@ -1,5 +1,6 @@
 //! `halley archive`: the archive of stored messages in MySQL, apart from the gateways.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Subcommand;
@@ -85,7 +86,7 @@ fn archive_until_stopped(args: &ConfigArgs, metrics: Option<String>) -> anyhow::
 }
 
 async fn serve(config: Config, metrics: Option<String>) -> anyhow::Result<u8> {
-    let mut signals = Signals::new()?;
+    let mut signals = Signals::new(Arc::default())?;
     let mut registry = Registry::default();
     let probes = match &metrics {
         Some(listen) => Some(ArchiverProbes::bind(listen, &mut registry).await?),

@@ -81,7 +81,7 @@ async fn explain_with(config: &Config, message: Message) -> anyhow::Result<Expla
     let plugins = config.plugins()?;
     let storage = Storage::open(config, &mut registry)?;
     let policies = Policies::start_with(PolicyDependencies::of_command(&config.policies)?, &plugins)?;
-    let fleet = gateway::observe_fleet(config, &storage, &mut registry).await;
+    let fleet = gateway::observe_fleet(config, &storage, &mut registry).await?;
     let resolver = gateway::resolver(config, &storage, &fleet, &mut registry);
     let mut chain = policies.current().chain();
     explain(message, &resolver, &mut chain, &fleet, &*storage.shared_state, &config.offline).await

@@ -4,9 +4,11 @@ mod archive;
 mod check;
 mod common;
 mod compile_plugin;
+mod config;
 mod dead_letter;
 mod demo;
 mod explain;
+mod generate;
 mod inbox;
 mod message_spec;
 mod offsets;
@@ -14,6 +16,7 @@ mod output;
 mod plugin;
 mod replay;
 mod run;
+mod service_manager;
 mod signals;
 
 #[cfg(any(test, feature = "fuzzing"))]
@@ -65,6 +68,12 @@ enum Command {
     Archive(archive::Args),
     /// Moves the consumer group past records that cannot be read.
     Offsets(offsets::Args),
+    /// Prints the configuration's schema, its defaults, and what is active.
+    Config(config::Args),
+    /// Prints the completions of a shell.
+    Completions(generate::CompletionsArgs),
+    /// Writes manual pages.
+    Man(generate::ManArgs),
     /// Compiles one plugin for the gateway that starts this process.
     #[command(hide = true)]
     CompilePlugin(compile_plugin::Args),
@@ -84,6 +93,9 @@ impl Cli {
             Command::Inbox(args) => inbox::run(args),
             Command::Archive(args) => archive::run(args),
             Command::Offsets(args) => offsets::run(args),
+            Command::Config(args) => config::run(args),
+            Command::Completions(args) => generate::completions(&args),
+            Command::Man(args) => generate::man(&args),
             Command::CompilePlugin(args) => compile_plugin::run(args),
         };
         let code = done.unwrap_or_else(|error| {

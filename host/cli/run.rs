@@ -1,5 +1,6 @@
 //! `halley run`: the daemon.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
@@ -11,6 +12,7 @@ use tracing::{info, warn};
 use crate::admin::Admin;
 use crate::api::Api;
 use crate::blocking::run_blocking;
+use crate::cli::service_manager::ServiceManager;
 use crate::cli::signals::{SIGNAL_DEBOUNCE, Signals};
 use crate::cli::{ConfigArgs, EXIT_FAILURE, EXIT_SUCCESS, runtime, usage};
 use crate::config::{Config, ConfigError, ConfigErrors, ConfigReport};
@@ -121,7 +123,7 @@ fn allowed(config: &Config) -> sandbox::SandboxRules {
 }
 
 async fn serve(config: Config, sources: PolicySources) -> anyhow::Result<u8> {
-    let mut signals = Signals::new()?;
+    let mut signals = Signals::new(Arc::clone(&sources.reload))?;
     let mut registry = Registry::default();
     let admin = Admin::bind(&config.admin, &mut registry).await?;
     let api = Api::bind(&config.api, &mut registry).await?;
@@ -149,10 +151,12 @@ async fn serve(config: Config, sources: PolicySources) -> anyhow::Result<u8> {
     if let Some(api) = api {
         serving.spawn(api.serve(gateway.handle(), shutdown.clone()));
     }
+    let service_manager = ServiceManager::start(gateway.handle());
     tokio::select! {
         () = signals.next() => {}
         () = gateway.until_fenced() => {}
     }
+    service_manager.stopping(config.delivery.shutdown_grace);
     let since = Instant::now();
     // The active policies decide until the end.
     wasm::end_compilations();

@@ -1,31 +1,36 @@
 //! The signals that stop a daemon.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::info;
 
 /// A second signal within this time is ignored: some supervisors send two.
 pub(super) const SIGNAL_DEBOUNCE: Duration = Duration::from_secs(1);
 
-/// The signals that stop the process. SIGHUP does not: service managers send it for a reload, which
-/// is not needed, and its default action would end the process without draining.
+/// The signals that stop the process. SIGHUP does not: it has the policies read at once. Tokens, keys
+/// and certificates are read again whenever their files change.
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    reload: Arc<Notify>,
     /// For a log that reaches the file size limit: with a handler, the write fails instead of ending
     /// the process.
     _file_size: Signal,
 }
 
 impl Signals {
-    pub(super) fn new() -> std::io::Result<Self> {
+    /// `reload` is notified of each SIGHUP.
+    pub(super) fn new(reload: Arc<Notify>) -> std::io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            reload,
             _file_size: signal(SignalKind::from_raw(libc::SIGXFSZ))?,
         })
     }
@@ -46,9 +51,10 @@ impl Signals {
             tokio::select! {
                 _ = self.terminate.recv() => break "SIGTERM",
                 _ = self.interrupt.recv() => break "SIGINT",
-                _ = self.hangup.recv() => info!(
-                    "SIGHUP: nothing to reload; policy changes are picked up automatically, other configuration needs a restart"
-                ),
+                _ = self.hangup.recv() => {
+                    info!("SIGHUP: reading the configuration and the policies again");
+                    self.reload.notify_one();
+                }
             }
         };
         info!(signal = name, "signal received");

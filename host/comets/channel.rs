@@ -25,15 +25,17 @@ use futures_util::future::{BoxFuture, Shared};
 use futures_util::stream::{FuturesUnordered, Stream as _};
 use h2::client::{Builder, SendRequest};
 use http::header::{Entry, HeaderName};
-use http::uri::{Authority, PathAndQuery};
+use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, StatusCode};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tonic::codegen::Service as _;
 
 use super::access::{DialGate, GatedConnector};
 use super::coalesced::coalesced;
-use super::grpc::{CallFailure, classify_error, headers, read_status, request, status, uri};
+use super::grpc::{CallFailure, Target, classify_error, headers, read_status, request, status};
 use super::stream::{self, open::Offered};
+use super::tls::TlsClient;
 use super::wire::{self, Body};
 use crate::message::{CometAddr, InvalidAddress, MESSAGE_ID, REPLAYED};
 
@@ -59,8 +61,11 @@ const FIRST_STREAMS: usize = 100;
 /// Makes clients of one comet.
 #[derive(Clone)]
 pub(super) struct Dialer {
-    authority: Authority,
+    target: Target,
     connector: GatedConnector,
+    /// For a comet that speaks TLS.
+    tls: Option<Arc<TlsClient>>,
+    connect_timeout: Duration,
     drivers: mpsc::UnboundedSender<Driver>,
     /// How long a comet may take for its Welcome.
     welcome_timeout: Duration,
@@ -86,10 +91,14 @@ impl Dialer {
         connect_timeout: Duration,
         welcome_timeout: Duration,
         gate: DialGate,
+        tls: Option<&Arc<TlsClient>>,
     ) -> Result<(Self, Drivers), InvalidAddress> {
         let checked = address.address()?;
-        let authority = Authority::from_maybe_shared(checked.to_string())
+        let tls = tls.filter(|tls| tls.speaks_with(&checked)).cloned();
+        let scheme = if tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
+        let authority = Authority::from_maybe_shared(checked.authority())
             .unwrap_or_else(|_| Authority::from_static("comet.invalid"));
+        let target = Target { scheme, authority };
         let connector = GatedConnector::new(gate, |http| {
             http.set_connect_timeout(Some(connect_timeout));
             http.set_nodelay(true);
@@ -98,7 +107,7 @@ impl Dialer {
             http.set_keepalive_retries(Some(TCP_KEEPALIVE_PROBES));
         });
         let (drivers, new) = mpsc::unbounded_channel();
-        let dialer = Self { authority, connector, drivers, welcome_timeout };
+        let dialer = Self { target, connector, tls, connect_timeout, drivers, welcome_timeout };
         Ok((dialer, Drivers { new, running: FuturesUnordered::new() }))
     }
 
@@ -106,9 +115,9 @@ impl Dialer {
     pub(super) fn dial(&self) -> CometClient {
         let closed = Arc::new(AtomicBool::new(false));
         let connecting = self.clone().connect(Arc::clone(&closed)).boxed().shared();
-        let (authority, welcome_timeout) = (self.authority.clone(), self.welcome_timeout);
-        let offering = offer(connecting.clone(), authority.clone(), welcome_timeout).boxed().shared();
-        CometClient { authority, connecting, offering, welcome_timeout, closed }
+        let (target, welcome_timeout) = (self.target.clone(), self.welcome_timeout);
+        let offering = offer(connecting.clone(), target.clone(), welcome_timeout).boxed().shared();
+        CometClient { target, connecting, offering, welcome_timeout, closed }
     }
 
     async fn connect(mut self, closed: Arc<AtomicBool>) -> Result<SendRequest<Bytes>, CallFailure> {
@@ -120,11 +129,29 @@ impl Dialer {
     }
 
     async fn handshake(&mut self, closed: &Arc<AtomicBool>) -> Result<SendRequest<Bytes>, CallFailure> {
-        let uri = uri(&self.authority, PathAndQuery::from_static("/"));
+        // The connector takes the port from the authority.
+        let uri = Target { scheme: Scheme::HTTP, ..self.target.clone() }.uri(PathAndQuery::from_static("/"));
         std::future::poll_fn(|context| self.connector.poll_ready(context))
             .await
             .map_err(|error| classify_error(&*error))?;
         let stream = self.connector.call(uri).await.map_err(|error| classify_error(&*error))?.into_inner();
+        match &self.tls {
+            None => self.speak(stream, closed).await,
+            Some(tls) => {
+                let host = self.target.authority.host().trim_matches(['[', ']']);
+                let connected = tls.connect(host, stream, self.connect_timeout).await;
+                let stream = connected.map_err(|error| CallFailure::NoAnswer(error.to_string()))?;
+                self.speak(stream, closed).await
+            }
+        }
+    }
+
+    /// Begins HTTP/2.
+    async fn speak(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        closed: &Arc<AtomicBool>,
+    ) -> Result<SendRequest<Bytes>, CallFailure> {
         let mut http2 = Builder::new();
         http2
             .initial_window_size(STREAM_WINDOW)
@@ -183,7 +210,7 @@ type Connecting = Shared<BoxFuture<'static, Result<SendRequest<Bytes>, CallFailu
 /// One connection to a comet. Clones share it.
 #[derive(Clone)]
 pub(super) struct CometClient {
-    authority: Authority,
+    target: Target,
     connecting: Connecting,
     /// Asks for a stream, once.
     offering: Shared<BoxFuture<'static, Result<Offered, CallFailure>>>,
@@ -192,8 +219,8 @@ pub(super) struct CometClient {
 }
 
 /// Asks for a stream on this connection.
-async fn offer(connecting: Connecting, authority: Authority, wait: Duration) -> Result<Offered, CallFailure> {
-    stream::open::open(connecting.await?, &authority, wait).await
+async fn offer(connecting: Connecting, target: Target, wait: Duration) -> Result<Offered, CallFailure> {
+    stream::open::open(connecting.await?, &target, wait).await
 }
 
 impl CometClient {
@@ -209,18 +236,18 @@ impl CometClient {
 
     /// Asks again.
     pub(super) fn ask_again(&self) -> BoxFuture<'static, Result<Offered, CallFailure>> {
-        offer(self.connecting.clone(), self.authority.clone(), self.welcome_timeout).boxed()
+        offer(self.connecting.clone(), self.target.clone(), self.welcome_timeout).boxed()
     }
 
     /// Makes one call. It has no deadline of its own; dropping it cancels the call.
     pub(super) async fn call(self, call: GrpcRequest) -> Result<(), CallFailure> {
-        let Self { authority, connecting, .. } = self;
+        let Self { target, connecting, .. } = self;
         let no_answer = |error: h2::Error| classify_error(&error);
         // A stream may have to wait until the server's limit lets it begin.
         let mut sender = connecting.await?.ready().await.map_err(no_answer)?;
         let GrpcRequest { path, headers, body } = call;
         let (response, mut stream) =
-            sender.send_request(request(&authority, path, headers), false).map_err(no_answer)?;
+            sender.send_request(request(&target, path, headers), false).map_err(no_answer)?;
         drop(sender);
         let Body(pieces) = body;
         let last = pieces.iter().rposition(|piece| !piece.is_empty()).unwrap_or(0);

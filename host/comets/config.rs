@@ -8,14 +8,18 @@ use bytesize::ByteSize;
 use super::access::AllowList;
 use super::discovery;
 use super::limits::TableLimits;
+use super::tls;
 use super::wire::Dialect;
 use crate::message::Address;
+use crate::schema;
 
 /// Messages that wait to be merged are not delivered meanwhile.
 const MAX_MERGE_WINDOW: Duration = Duration::from_secs(10);
 
 /// How messages reach comets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeliveryMode {
     /// By stream where the comet serves it, otherwise by unary calls.
@@ -28,7 +32,7 @@ pub enum DeliveryMode {
 }
 
 /// `[comets]`: where comets are and how they are called.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// `chatroom` or `goim`: the service path and the form of the body.
@@ -55,9 +59,12 @@ pub struct Config {
     /// the key, all other addresses are allowed, and the directory may name loopback addresses.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow: Option<Vec<String>>,
+    /// TLS to comets.
+    pub tls: tls::Config,
     /// goim: after a message for a room was sent, how long further messages are collected and then
     /// sent in one call. The first message and a full call are sent at once. 0 never waits.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub merge_window: Duration,
     /// How many messages may wait for one comet; for a quick one more: what it accepts in a tenth of
     /// `delivery.delivery_timeout`. When the queue is full, later messages wait in their partitions as
@@ -66,6 +73,7 @@ pub struct Config {
     pub queue: usize,
     /// How many bytes of messages may be pending, over all comets; one comet may use a quarter. At
     /// the limit, partitions wait.
+    #[schemars(with = "schema::Size")]
     pub max_pending_bytes: ByteSize,
     /// Whether calls carry the ids of their messages (`halley-message-id`), which let comets
     /// recognise duplicates. Turn it off to save bytes for comets that do not read them.
@@ -80,31 +88,39 @@ pub struct Config {
     /// A comet of the directory that no entry has named for this long, and that does not answer, is
     /// excluded from BROADCASTs until it is named or answers again.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub stale_after: Duration,
     /// How long all gateways remember a comet that an entry of the directory named, across
     /// restarts, without another entry naming it. At most 30 days.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub retention: Duration,
     /// Other comets, and excluded ones, are forgotten after this long without an answer.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub idle_timeout: Duration,
     /// How often the names in `nodes` are looked up again.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub dns_refresh_interval: Duration,
     /// Timeout of connecting. Values above `delivery.request_timeout` have no effect.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub connect_timeout: Duration,
     /// A comet's breaker opens after this many consecutive failed attempts.
     pub breaker_failures: u32,
     /// The failures must also span this time without a success, so that a quick restart of a comet
     /// does not open its breaker. Useful below `delivery.delivery_timeout`.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub breaker_window: Duration,
     /// How long a breaker stays open at first. It doubles with every failed probe.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub breaker_open: Duration,
     /// How long a breaker stays open at most.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub breaker_open_max: Duration,
 }
 
@@ -117,6 +133,7 @@ impl Default for Config {
             addresses: BTreeMap::new(),
             discovery: discovery::Config::default(),
             allow: None,
+            tls: tls::Config::default(),
             merge_window: Duration::from_millis(50),
             queue: 1000,
             max_pending_bytes: ByteSize::mib(256),
@@ -186,6 +203,7 @@ impl Config {
             problems.push("`comets.retention` is shorter than `comets.stale_after`".into());
         }
         problems.extend(self.discovery.validate());
+        problems.extend(self.tls.validate());
         let allow = AllowList::parse(self.allow.as_deref().unwrap_or_default());
         let wrong = allow.err().into_iter().flatten();
         problems.extend(wrong.map(|why| format!("`comets.allow`: {why}")));

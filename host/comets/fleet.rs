@@ -27,6 +27,7 @@ use super::shortage::ResourceShortage;
 use super::state::CometState;
 use super::status::{BroadcastReach, CometStatus};
 use super::store::CometStore;
+use super::tls::TlsClient;
 use super::{CallOutcome, CallRequest, CallTimeouts, Config, Content, Metrics, Payload};
 use crate::message::{CometAddr, NamedBy};
 use crate::telemetry::LogThrottle;
@@ -48,6 +49,7 @@ pub struct Fleet {
     data_log: LogThrottle,
     /// What is wrong with `[comets.discovery]`.
     problems: ArcSwap<Vec<String>>,
+    tls: Arc<TlsClient>,
     sharing: SightingExchange,
     shortage: Arc<ResourceShortage>,
     capacity_warning: CapacityWarning,
@@ -65,6 +67,9 @@ impl Fleet {
     /// Starts with the configured comets. Connections are made on demand. The store holds what all
     /// gateways know of comets.
     ///
+    /// # Errors
+    /// If a file of `[comets.tls]` cannot be used.
+    ///
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn start(
@@ -72,7 +77,8 @@ impl Fleet {
         timing: CallTimeouts,
         metrics: Metrics,
         store: Arc<dyn CometStore>,
-    ) -> Arc<Self> {
+    ) -> anyhow::Result<Arc<Self>> {
+        let tls = TlsClient::load(&config.tls)?;
         let shutdown = CancellationToken::new();
         let mut config = config.clone();
         config.queue = config.queue.max(1);
@@ -89,6 +95,7 @@ impl Fleet {
             timing,
             metrics,
             known: Arc::default(),
+            tls,
             access,
             data_log: LogThrottle::per_record(),
             problems: ArcSwap::default(),
@@ -107,7 +114,7 @@ impl Fleet {
         fleet.spawn_background(Self::run_sharing(Arc::downgrade(&fleet)));
         let every = (fleet.config.idle_timeout / 8).clamp(Duration::from_millis(10), Duration::from_secs(30));
         fleet.spawn_background(Self::run_eviction(Arc::downgrade(&fleet), every));
-        fleet
+        Ok(fleet)
     }
 
     /// Waits until discovery has been read and the names in `nodes` have been resolved once, which
@@ -266,6 +273,7 @@ impl Fleet {
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = self.problems.load().to_vec();
         warnings.extend(self.sharing.problem());
+        warnings.extend(self.tls.problem());
         warnings.extend(self.shortage.warning(Instant::now()));
         warnings.extend(self.access.warning(Instant::now()));
         warnings.extend(self.capacity_warning.warning(Instant::now()));

@@ -20,11 +20,11 @@ const STREAM_NOT_SERVED: &str = "the comet does not serve halley.comet.v1.Delive
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("halley/", env!("CARGO_PKG_VERSION")));
 
 /// The head of a call.
-pub(super) fn request(authority: &Authority, path: PathAndQuery, headers: HeaderMap) -> Request<()> {
+pub(super) fn request(target: &Target, path: PathAndQuery, headers: HeaderMap) -> Request<()> {
     let mut request = Request::new(());
     *request.method_mut() = Method::POST;
     *request.version_mut() = Version::HTTP_2;
-    *request.uri_mut() = uri(authority, path);
+    *request.uri_mut() = target.uri(path);
     *request.headers_mut() = headers;
     request
 }
@@ -38,12 +38,22 @@ pub(super) fn headers() -> HeaderMap {
     headers
 }
 
-pub(super) fn uri(authority: &Authority, path: PathAndQuery) -> Uri {
-    let mut parts = http::uri::Parts::default();
-    (parts.scheme, parts.authority, parts.path_and_query) =
-        (Some(Scheme::HTTP), Some(authority.clone()), Some(path));
-    // Cannot fail: scheme, authority and path are all set.
-    Uri::from_parts(parts).unwrap_or_default()
+/// Where calls go.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    /// `https` for a comet that speaks TLS.
+    pub(super) scheme: Scheme,
+    pub(super) authority: Authority,
+}
+
+impl Target {
+    pub(super) fn uri(&self, path: PathAndQuery) -> Uri {
+        let mut parts = http::uri::Parts::default();
+        (parts.scheme, parts.authority, parts.path_and_query) =
+            (Some(self.scheme.clone()), Some(self.authority.clone()), Some(path));
+        // Cannot fail: scheme, authority and path are all set.
+        Uri::from_parts(parts).unwrap_or_default()
+    }
 }
 
 /// Why a call failed.

@@ -15,7 +15,7 @@
 //!   given up. `pending`: bytes over all comets.
 //!   `shortage`: files and ports that this process lacks.
 //! - `wire`: the encoding of calls in each dialect. `protobuf`: fields of messages. `channel`: how calls are made. `coalesced`: many frames
-//!   in one write.
+//!   in one write. `tls`: who comets have to be.
 //!
 //! # Promises
 //! - Calls for one room or one connection reach a comet in the order of [`Fleet::send`], one at a
@@ -95,6 +95,7 @@ mod store;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod wire;
 
 pub use breaker::BreakerState;
@@ -114,4 +115,5 @@ pub use status::{BroadcastReach, CometStatus};
 pub use store::{
     CometStore, MemoryCometStore, ReadOnlyCometStore, RedisCometStore, SharedSightings, Sighting, Unavailable,
 };
+pub use tls::Config as TlsConfig;
 pub use wire::{Content, Dialect, Payload};

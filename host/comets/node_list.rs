@@ -39,6 +39,7 @@ impl NodeList {
         let mut seen = HashSet::new();
         let mut add = |text: &str, source, is_dns_name| {
             let address = CometAddr::from(text);
+            let address = if config.tls.enabled { address.without_https() } else { address };
             match address.address() {
                 Ok(_) if !seen.insert(address.clone()) => {}
                 Ok(_) => {
@@ -62,6 +63,7 @@ impl NodeList {
         let found = discovery.listings().flat_map(|listing| &listing.addresses);
         let all = config.addresses.iter().chain(found);
         ServerNames::new(all.map(|(name, address)| (name.as_str(), address.as_str())))
+            .with_tls(config.tls.enabled)
     }
 
     /// The comets of all entries, with their sources.
@@ -136,7 +138,11 @@ fn expand(address: &CometAddr, found: impl Iterator<Item = SocketAddr>) -> Optio
     match chosen.len() {
         0 => None,
         1 => Some(vec![address.clone()]),
-        _ => Some(chosen.iter().map(|address| address.to_string().into()).collect()),
+        _ => {
+            let scheme =
+                if address.address().is_ok_and(|address| address.is_https()) { "https://" } else { "" };
+            Some(chosen.iter().map(|address| format!("{scheme}{address}").into()).collect())
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Checks whether the configured comets can be connected to. Makes no calls.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -8,7 +9,9 @@ use futures_util::{StreamExt as _, stream};
 use tokio::net::TcpStream;
 
 use super::Config;
+use super::tls::TlsClient;
 use crate::message::CometAddr;
+use crate::reloaded::ReloadError;
 
 /// Concurrent connection attempts.
 const AT_ONCE: usize = 32;
@@ -25,31 +28,45 @@ pub async fn probe(config: &Config) -> Vec<(CometAddr, anyhow::Result<String>)> 
             comets.push(comet);
         }
     }
-    let within = config.connect_timeout;
+    let (tls, within) = (&TlsClient::load(&config.tls), config.connect_timeout);
     let probe = |comet: CometAddr| async move {
-        let found = connect(&comet, within).await;
+        let found = connect(&comet, tls, within).await;
         (comet, found)
     };
     let probing: Vec<_> = comets.into_iter().map(probe).collect();
     stream::iter(probing).buffered(AT_ONCE).collect().await
 }
 
-async fn connect(comet: &CometAddr, within: Duration) -> anyhow::Result<String> {
-    let address = comet.address()?.to_string();
-    let looked_up = tokio::time::timeout(LOOKUP_TIMEOUT, tokio::net::lookup_host(address));
+async fn connect(
+    comet: &CometAddr,
+    tls: &Result<Arc<TlsClient>, ReloadError>,
+    within: Duration,
+) -> anyhow::Result<String> {
+    let checked = comet.address()?;
+    let looked_up = tokio::time::timeout(LOOKUP_TIMEOUT, tokio::net::lookup_host(checked.authority()));
     let looked_up =
         looked_up.await.with_context(|| format!("its name was not resolved within {LOOKUP_TIMEOUT:?}"))?;
     let found: Vec<SocketAddr> = looked_up.context("its name cannot be resolved")?.collect();
     anyhow::ensure!(!found.is_empty(), "its name has no address");
+    let mut expiry = None;
     for address in &found {
         let connected = tokio::time::timeout(within, TcpStream::connect(address)).await;
-        connected
+        let stream = connected
             .with_context(|| format!("{address}: no connection within {within:?}"))?
             .with_context(|| format!("cannot connect to {address}; is the comet running?"))?;
+        let tls = tls.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
+        if tls.speaks_with(&checked) {
+            let stream =
+                tls.connect(checked.host(), stream, within).await.with_context(|| address.to_string())?;
+            let certificate = stream.ssl().peer_certificate();
+            expiry = certificate
+                .map(|certificate| format!(", certificate valid until {}", certificate.not_after()));
+        }
     }
+    let expiry = expiry.unwrap_or_default();
     Ok(match found.len() {
-        1 => "connects".to_owned(),
-        several => format!("connects to each of {several} addresses"),
+        1 => format!("connects{expiry}"),
+        several => format!("connects to each of {several} addresses{expiry}"),
     })
 }
 

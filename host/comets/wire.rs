@@ -20,7 +20,9 @@ use super::stream::frames::Outgoing;
 use crate::message::{CallTarget, ConnectionId, MessageId, RoomId};
 
 /// The comets' dialect: the service path and the format of the body.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Dialect {
     /// `/ChatRoom.Comet.Comet/`, the body as it is.

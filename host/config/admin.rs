@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// `[admin]`: the admin listener.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// The address to listen on. Port 0 picks a free port and logs it. `/healthz`, `/readyz` and
@@ -16,6 +16,7 @@ pub struct Config {
     /// The Unix socket. The gateway's own user and root may do everything over it without a token. A
     /// path; `auto` for a location that `halley plugin` derives from the port of `listen`
     /// (`$XDG_RUNTIME_DIR/halley` or `/tmp/halley-UID`); or `off`.
+    #[schemars(with = "String")]
     pub socket: Socket,
     /// A file with the token for writes over TCP (pushing and rolling back policies), at least 16
     /// characters. It is read for each request, and grants reads as well. The environment variable

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::admin::{FEWEST_CONNECTIONS, host_of};
 
 /// `[api]`: the API for comets and backends, over gRPC and HTTP.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// The address to listen on; without one, there is no API. gRPC and HTTP share it.

@@ -236,6 +236,13 @@ impl ConfigSource<'_> {
         }
     }
 
+    /// The place of a value, which a variable may have set as part of a table or a list.
+    fn origin(&self, path: &[String]) -> String {
+        let outer = (1..=path.len()).map(|length| &path[..length]);
+        let by_variable = outer.rev().find(|outer| self.variables.contains_key(*outer));
+        self.place(by_variable.unwrap_or(path))
+    }
+
     fn place(&self, path: &[String]) -> String {
         if let Some((variable, _)) = self.variables.get(path) {
             return format!("environment variable {variable}");
@@ -255,6 +262,34 @@ pub(super) fn holds_secret(path: &[String]) -> bool {
     let telling = ["password", "secret", "token", "key"];
     let named = path.last().is_some_and(|key| telling.iter().any(|word| key.contains(word)));
     inside(&["kafka", "properties"]) || inside(&["redis", "url"]) || inside(&["comets", "tls"]) || named
+}
+
+/// Whether the value of this key is a secret itself, not a list, a limit or the name of a file.
+pub(super) fn names_secret(path: &[String]) -> bool {
+    let Some(key) = path.last() else { return false };
+    let telling = ["password", "secret", "token", "credential", "jaas", "oauthbearer.config", ".pem"];
+    let is_file = key.ends_with("_file") || key.ends_with(".location");
+    !is_file && telling.iter().any(|word| key.contains(word))
+}
+
+/// Where the values come from that are not defaults.
+pub(super) struct ValueOrigins(Vec<(Vec<String>, String)>);
+
+impl ValueOrigins {
+    /// Reads the file and the environment again. What cannot be read sets nothing.
+    pub(super) fn read(file: Option<&Path>) -> Self {
+        let text = file.and_then(|file| files::read_text(file, LARGEST).ok()).unwrap_or_default();
+        let table = text.parse().unwrap_or_default();
+        let mut source = ConfigSource { name: name_of(file), text: &text, table, variables: BTreeMap::new() };
+        drop(source.overlay(environment::variables()));
+        let set = leaves(&source.table, |_| true);
+        Self(set.into_iter().map(|path| (path.clone(), source.origin(&path))).collect())
+    }
+
+    /// The origin of the value at this path, or of its first element.
+    pub(super) fn of(&self, path: &[String]) -> Option<String> {
+        self.0.iter().find(|(set, _)| set.starts_with(path)).map(|(_, origin)| origin.clone())
+    }
 }
 
 /// serde's message without the value: "invalid type: integer `5`, expected a string".

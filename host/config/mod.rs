@@ -3,6 +3,7 @@
 //!
 //! Loading collects every mistake with its location instead of stopping at the first.
 
+mod active;
 pub mod admin;
 pub mod api;
 mod environment;
@@ -10,18 +11,20 @@ mod load;
 mod mistake;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tracing::warn;
 
 use crate::{archive, comets, inbox, kafka, pipeline, policy, redis_client, sandbox, telemetry};
 
+pub use active::ActiveValue;
 pub use environment::ENVIRONMENT_PREFIX;
 pub use load::ConfigReport;
 pub use mistake::{ConfigError, ConfigErrors};
 
 /// Everything that can be configured. Every key is optional; unknown keys are rejected.
-#[derive(Debug, Clone, Default, PartialEq, serde::Deserialize, serde::Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Where records come from.
@@ -77,6 +80,7 @@ impl Config {
             let mut last_reported = last_reported.lock();
             if *last_reported != rest {
                 warn!(
+                    keys = last_reported.differences(&rest).join(", "),
                     "the configuration changed outside [[plugin]] and policies.directory; restart to apply it"
                 );
                 *last_reported = rest;
@@ -87,7 +91,24 @@ impl Config {
             paths.extend(file.clone());
             Ok((plugins, paths))
         };
-        policy::PolicySources { files: Box::new(files), debounce, rescan_interval }
+        let reload = Arc::default();
+        policy::PolicySources { files: Box::new(files), debounce, rescan_interval, reload }
+    }
+
+    /// The keys whose values differ.
+    fn differences(&self, other: &Self) -> Vec<String> {
+        let values = |config: &Self| config.active_values(None).unwrap_or_default();
+        let (before, after) = (values(self), values(other));
+        let differs = |(value, others): (&ActiveValue, &[ActiveValue])| {
+            let same = |other: &ActiveValue| other.key == value.key && other.value == value.value;
+            (!others.iter().any(same)).then(|| value.key.join("."))
+        };
+        let changed = after.iter().map(|value| (value, before.as_slice()));
+        let mut keys: Vec<_> =
+            changed.chain(before.iter().map(|value| (value, after.as_slice()))).filter_map(differs).collect();
+        keys.sort();
+        keys.dedup();
+        keys
     }
 
     fn without_policies(&self) -> Self {
@@ -101,6 +122,7 @@ impl Config {
         }
         self.policies.resolve_paths(base);
         self.comets.discovery.resolve_paths(base);
+        self.comets.tls.resolve_paths(base);
         self.admin.resolve_paths(base);
         self.api.resolve_paths(base);
     }

@@ -32,6 +32,60 @@ fn the_example_shows_every_key_with_its_default() {
     assert_eq!(unset.map(|key| example.contains(key)), [true; 7], "keys without a default");
 }
 
+#[test]
+fn the_schema_describes_every_key() {
+    let schema = serde_json::to_value(schemars::schema_for!(Config)).expect("JSON");
+    let mut defaults = toml::Table::try_from(Config::default()).expect("serializable");
+    defaults.remove("plugin");
+    for key in keys("", &defaults) {
+        let described = key.split('.').try_fold(&schema, |at, name| {
+            let of = resolve(&schema, at);
+            assert_eq!(of["additionalProperties"], false, "an unknown key beside {key} is a mistake");
+            of["properties"].get(name)
+        });
+        let described = described.unwrap_or_else(|| panic!("{key} is not in the schema"));
+        assert!(described["description"].is_string(), "{key}: {described}");
+        let of = resolve(&schema, described);
+        let value = key
+            .split('.')
+            .fold(serde_json::to_value(Config::default()).expect("JSON"), |value, name| value[name].clone());
+        let is_known = ["type", "enum", "oneOf", "anyOf"].iter().any(|word| of.get(word).is_some());
+        assert!(is_known && fits(&schema, of, &value), "{key}: {value} does not fit {of}");
+    }
+}
+
+/// What a `$ref` leads to.
+fn resolve<'a>(schema: &'a serde_json::Value, at: &'a serde_json::Value) -> &'a serde_json::Value {
+    let target = at["$ref"].as_str().and_then(|path| schema.pointer(path.strip_prefix('#')?));
+    target.unwrap_or(at)
+}
+
+/// Whether a value is of the type that the schema describes, as far as keywords of the defaults go.
+fn fits(schema: &serde_json::Value, of: &serde_json::Value, value: &serde_json::Value) -> bool {
+    let of = resolve(schema, of);
+    let any = |list: &serde_json::Value| {
+        list.as_array().is_none_or(|list| list.iter().any(|one| fits(schema, one, value)))
+    };
+    let is = |name: &str| match name {
+        "integer" => value.is_u64() || value.is_i64(),
+        "number" => value.is_number(),
+        "string" => value.is_string(),
+        "boolean" => value.is_boolean(),
+        "array" => value.is_array(),
+        "object" => value.is_object(),
+        "null" => value.is_null(),
+        _ => false,
+    };
+    let typed = match &of["type"] {
+        serde_json::Value::String(name) => is(name),
+        serde_json::Value::Array(names) => names.iter().filter_map(|name| name.as_str()).any(is),
+        _ => true,
+    };
+    let listed = of["enum"].as_array().is_none_or(|list| list.contains(value));
+    let constant = of.get("const").is_none_or(|constant| constant == value);
+    typed && listed && constant && any(&of["oneOf"]) && any(&of["anyOf"])
+}
+
 /// All keys of a table, with their sections.
 fn keys(prefix: &str, table: &toml::Table) -> Vec<String> {
     let mut keys = Vec::new();

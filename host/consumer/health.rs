@@ -1,6 +1,7 @@
 //! Whether Kafka is reachable, for readiness.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -10,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 pub struct Health {
     state: Arc<Mutex<HealthState>>,
     fenced: CancellationToken,
+    polls: Arc<AtomicU64>,
 }
 
 #[derive(Default)]
@@ -48,6 +50,16 @@ impl Health {
     /// What does not stop this process, but needs an operator.
     pub fn warning(&self) -> Option<String> {
         self.state.lock().unassigned.as_deref().map(unassigned)
+    }
+
+    /// How often the polling thread has polled.
+    pub fn polls(&self) -> u64 {
+        self.polls.load(Ordering::Relaxed)
+    }
+
+    /// The polling thread has polled.
+    pub(super) fn polled(&self) {
+        self.polls.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Waits until Kafka has fenced this consumer. Only a new process recovers from that; usually

@@ -255,6 +255,7 @@ impl Poller {
             }
             now = Instant::now();
             if now >= next_refill {
+                context.health.polled();
                 context.refill(&self.consumer);
                 any_full = self.partitions().any_full();
                 topics.update(now);
@@ -342,6 +343,7 @@ impl Poller {
         // offsets, in case the process is killed first.
         while Instant::now() < deadline && !self.partitions().all_done() {
             drop(self.consumer.poll(FULL_POLL));
+            self.consumer.context().health.polled();
             self.store();
         }
         let unfinished = self.partitions().cancel_all_unfinished();

@@ -92,6 +92,11 @@ impl Handle {
         self.others.lock().push(Box::new(source));
     }
 
+    /// How often the polling thread has polled: a number that stands still means that it hangs.
+    pub fn polls(&self) -> u64 {
+        self.kafka.polls()
+    }
+
     /// All metrics in the OpenMetrics text format.
     ///
     /// # Errors

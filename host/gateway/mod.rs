@@ -227,7 +227,7 @@ fn build_pipeline(
 ) -> anyhow::Result<Pipeline> {
     let producer =
         Producer::new(&config.kafka).context("cannot create the Kafka producer; check [kafka] properties")?;
-    let fleet = parts::fleet(config, Arc::clone(&storage.comets), registry);
+    let fleet = parts::fleet(config, Arc::clone(&storage.comets), registry)?;
     let resolver = resolver(config, storage, &fleet, registry);
     Ok(Pipeline {
         policies,

@@ -125,7 +125,11 @@ pub fn writes_to_redis(config: &Config, plugins: &[PluginConfig]) -> bool {
 }
 
 /// The fleet, with this store of the comets that all gateways know.
-pub(super) fn fleet(config: &Config, store: Arc<dyn CometStore>, registry: &mut Registry) -> Arc<Fleet> {
+pub(super) fn fleet(
+    config: &Config,
+    store: Arc<dyn CometStore>,
+    registry: &mut Registry,
+) -> anyhow::Result<Arc<Fleet>> {
     let timing = comets::CallTimeouts {
         request_timeout: config.delivery.request_timeout,
         delivery_timeout: config.delivery.delivery_timeout,
@@ -136,11 +140,18 @@ pub(super) fn fleet(config: &Config, store: Arc<dyn CometStore>, registry: &mut 
 /// The fleet as a gateway would know it, for read-only commands: from discovery, DNS, and the store
 /// of the comets that all gateways know. Its warnings report what could not be read. Nothing is
 /// written.
-pub async fn observe_fleet(config: &Config, storage: &Storage, registry: &mut Registry) -> Arc<Fleet> {
-    let fleet = fleet(config, Arc::new(ReadOnlyCometStore(Arc::clone(&storage.comets))), registry);
+///
+/// # Errors
+/// If a file of `[comets.tls]` cannot be used.
+pub async fn observe_fleet(
+    config: &Config,
+    storage: &Storage,
+    registry: &mut Registry,
+) -> anyhow::Result<Arc<Fleet>> {
+    let fleet = fleet(config, Arc::new(ReadOnlyCometStore(Arc::clone(&storage.comets))), registry)?;
     fleet.resolved().await;
     drop(fleet.share().await);
-    fleet
+    Ok(fleet)
 }
 
 /// The resolver of recipients.

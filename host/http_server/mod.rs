@@ -7,7 +7,7 @@
 //!   bounded number of connections, each with deadlines; a bounded number of unread response bytes.
 //! - `host`, `token`, `auth_rate_limit`: allowed hosts, bearer tokens, and the rate limit on failed ones.
 //! - `concurrency`: limits how many expensive requests run.
-//! - `tls`, `reloaded`: TLS, with files that are read again when they change.
+//! - `tls`: TLS, with files that are read again when they change.
 //! - `refusals`, `response`: counts and logs refused requests; error responses.
 //!
 //! It does not know what is served.
@@ -20,7 +20,6 @@ pub(crate) mod host;
 pub(crate) mod listener;
 pub(crate) mod peer;
 pub(crate) mod refusals;
-pub(crate) mod reloaded;
 pub(crate) mod response;
 mod response_budget;
 pub(crate) mod serve;

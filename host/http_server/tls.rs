@@ -14,7 +14,7 @@ use tokio_openssl::SslStream;
 
 use crate::http_server::listener::{Establish, Listen};
 use crate::http_server::peer::Peer;
-use crate::http_server::reloaded::{InvalidContent, ReloadError, Reloaded, SourceFile};
+use crate::reloaded::{InvalidContent, ReloadError, Reloaded, SourceFile};
 
 /// The protocols by ALPN, each with its length in front.
 const PROTOCOLS: &[u8] = b"\x02h2\x08http/1.1";

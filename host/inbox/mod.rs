@@ -41,6 +41,7 @@ use crate::decision::{AbsenceCause, AbsentRecipient, Disposition, IdKind, Retent
 use crate::kafka::topic_problem;
 use crate::message::{ConnectionId, Message, MessageId, RoomId, UserId};
 pub use crate::redis_client::{KeyEvents, Unavailable};
+use crate::schema;
 use crate::telemetry::metrics;
 pub use cursor::{Cursor, CursorError, Position};
 pub use memory::{MemoryInbox, OnlineUsers};
@@ -53,7 +54,7 @@ pub use redis_reader::RedisInboxReader;
 pub use returns::{Registered, ReturnedUsers};
 
 /// The `[offline]` section.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// What happens to a message for an absent user if no policy decides: `store`, `drop` or
@@ -61,14 +62,17 @@ pub struct Config {
     pub default: DefaultDisposition,
     /// How long stored messages are kept. Policies can shorten it, not extend it.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub retention: Duration,
     /// Maximum number of messages per user; the oldest are dropped.
     pub max_per_user: usize,
     /// Maximum size of a stored body. A message with a larger one becomes a dead letter if it has to
     /// be stored; online users receive it nevertheless.
+    #[schemars(with = "schema::Size")]
     pub max_body: ByteSize,
     /// Maximum size of one message in all inboxes together: for each user its body, the names of
     /// room and user, and about 256 bytes. Above it, the message becomes a dead letter as well.
+    #[schemars(with = "schema::Size")]
     pub max_fan_out_bytes: ByteSize,
     /// Maximum number of absent recipients, over all messages, that wait to be stored; above it,
     /// partitions with more of them are paused.
@@ -77,6 +81,7 @@ pub struct Config {
     /// replicas, or denies the user) before messages for absent users become dead letters, so that
     /// online users keep receiving. While Redis does not answer, records are held without limit.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub store_timeout: Duration,
     /// Operations whose messages are stored for users who are reached as well, before the record is
     /// settled: each device replays them until it has acknowledged them. For calls, payments, notices.
@@ -87,10 +92,12 @@ pub struct Config {
     /// How long after a user was registered a replay begins: by then the comet has to be able to push to the
     /// connection.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub replay_delay: Duration,
     /// How often one of the gateways looks at all inboxes for users who have returned: Redis publishes
     /// events at most once, and in a cluster not at all.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub replay_sweep_interval: Duration,
     /// What acknowledging does: `log` keeps the messages, so that every device reads them, and they go
     /// with their retention; `queue` drops what all known devices have acknowledged.
@@ -100,7 +107,9 @@ pub struct Config {
 }
 
 /// What makes the gateway replay an inbox by itself.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReplayTrigger {
     /// Nothing: comets and backends ask for it.
@@ -111,7 +120,9 @@ pub enum ReplayTrigger {
 }
 
 /// What acknowledging does.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// It moves the device's position.
@@ -125,7 +136,7 @@ pub enum Mode {
 const ENTRY_OVERHEAD: u64 = 256;
 
 /// The default for absent users.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum DefaultDisposition {
     /// Store in the inbox, with the configured retention.

@@ -32,6 +32,8 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 
+use crate::schema;
+
 pub(crate) use client_events::{ClientEvents, log_line};
 pub(crate) use errors::{describe, refused};
 pub(crate) use group_members::{AssignedPartitions, DescribeGroup};
@@ -55,7 +57,7 @@ pub use topic_set::TopicSet;
 pub use verify::verify;
 
 /// `[kafka]`: where records come from.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Bootstrap brokers, `host:port`, separated by commas.
@@ -67,6 +69,7 @@ pub struct Config {
     /// Where the group starts in a topic in which it has committed nothing: `oldest`, `newest`, or a
     /// UTC time. It is decided once and committed; partitions that are added later start at the
     /// beginning.
+    #[schemars(with = "String")]
     pub start: StartFrom,
     /// Makes this process a static member of the group under this name, unique in the group:
     /// a restart within the session timeout then moves no partitions. Empty means dynamic.
@@ -75,10 +78,12 @@ pub struct Config {
     pub dead_letter_topic: String,
     /// How often settled offsets are committed.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub commit_interval: Duration,
     /// The group revokes the partitions after this long without a heartbeat. Draining revoked
     /// partitions gets less than half of it.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub session_timeout: Duration,
     /// Passed to librdkafka unchanged: TLS, SASL and so on. They override the gateway's settings,
     /// except those that its guarantees depend on.

@@ -4,8 +4,8 @@
 //! and one comet may be written in several ways. A [`CometAddr`] is canonical from the start: two
 //! spellings of one comet are equal, so other modules group, look up and compare by equality.
 //!
-//! The canonical form is `host:port`, without a scheme (`http://` and `grpc://` are dropped), the
-//! host in lower case and without a trailing dot, the port without leading zeros. An IPv4-mapped
+//! The canonical form is `host:port`, without a scheme (`http://` and `grpc://` are dropped; `https://`
+//! stays, since such a comet speaks TLS), the host in lower case and without a trailing dot, the port without leading zeros. An IPv4-mapped
 //! IPv6 address becomes the IPv4 address; an IPv6 address has its shortest form (RFC 5952).
 //! `localhost` becomes `127.0.0.1`: RFC 6761 reserves the name for loopback. There is no default
 //! port: a text without one is a server name, which `[comets] addresses` may map.
@@ -34,6 +34,15 @@ impl CometAddr {
     /// Whether it is the empty string.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// The same without `https://`, where all comets speak TLS.
+    #[must_use]
+    pub fn without_https(self) -> Self {
+        match self.0.strip_prefix(HTTPS) {
+            Some(rest) => Self(rest.into()),
+            None => self,
+        }
     }
 
     /// Host and port.
@@ -85,6 +94,7 @@ pub struct Address<'a> {
     host: Cow<'a, str>,
     is_ip: bool,
     port: u16,
+    is_https: bool,
 }
 
 /// A text that is not an address, truncated and escaped.
@@ -93,7 +103,7 @@ pub struct Address<'a> {
 pub struct InvalidAddress(String);
 
 impl<'a> Address<'a> {
-    /// Parses `host:port`, `http://host:port`, `grpc://host:port` or `[IPv6]:port`.
+    /// Parses `host:port` or `[IPv6]:port`, with or without `http://`, `https://` or `grpc://`.
     ///
     /// # Errors
     /// When the text is anything else, or an IPv4 address with ambiguous leading zeros.
@@ -102,13 +112,13 @@ impl<'a> Address<'a> {
         if text.len() > MAX_LENGTH {
             return Err(wrong());
         }
-        let plain = without_scheme(text);
+        let (plain, is_https) = without_scheme(text);
         let plain = plain.strip_suffix('/').unwrap_or(plain);
         let (host, port) = plain.rsplit_once(':').ok_or_else(wrong)?;
         let is_digits = port.bytes().all(|b| b.is_ascii_digit());
         let port = port.parse().ok().filter(|port| *port != 0 && is_digits).ok_or_else(wrong)?;
         let (host, is_ip) = canonical_host(host).ok_or_else(wrong)?;
-        Ok(Self { host, is_ip, port })
+        Ok(Self { host, is_ip, port, is_https })
     }
 
     /// The DNS name to resolve and the port; `None` if the host is an IP address.
@@ -131,24 +141,46 @@ impl<'a> Address<'a> {
         self.port
     }
 
+    /// Whether it was written with `https://`: the comet speaks TLS.
+    pub fn is_https(&self) -> bool {
+        self.is_https
+    }
+
+    /// Host and port, as a URI's authority.
+    pub fn authority(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+
     /// Whether this text, from which it was parsed, is canonical.
     fn is_canonical(&self, text: &str) -> bool {
         // A changed host is owned. So only the text around it can differ.
         let digits = self.port.ilog10() as usize + 1;
-        matches!(self.host, Cow::Borrowed(_)) && text.len() == self.host.len() + 1 + digits
+        let scheme = if self.is_https { HTTPS.len() } else { 0 };
+        let is_lower = !self.is_https || text.starts_with(HTTPS);
+        matches!(self.host, Cow::Borrowed(_))
+            && is_lower
+            && text.len() == scheme + self.host.len() + 1 + digits
     }
 }
 
 impl fmt::Display for Address<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.host, self.port)
+        let scheme = if self.is_https { HTTPS } else { "" };
+        write!(f, "{scheme}{}:{}", self.host, self.port)
     }
 }
 
-fn without_scheme(text: &str) -> &str {
-    let Some((scheme, rest)) = text.split_once("://") else { return text };
-    let is_known = ["http", "grpc"].iter().any(|known| scheme.eq_ignore_ascii_case(known));
-    if is_known { rest } else { text }
+/// How addresses of comets begin that speak TLS.
+const HTTPS: &str = "https://";
+
+/// The text without a scheme that is known, and whether that is `https`.
+fn without_scheme(text: &str) -> (&str, bool) {
+    let Some((scheme, rest)) = text.split_once("://") else { return (text, false) };
+    let is = |known: &str| scheme.eq_ignore_ascii_case(known);
+    match is("http") || is("grpc") || is("https") {
+        true => (rest, is("https")),
+        false => (text, false),
+    }
 }
 
 /// The host in its canonical form, and whether it is an IP address.
@@ -234,6 +266,19 @@ mod tests {
     }
 
     #[test]
+    fn a_comet_that_speaks_tls_keeps_its_scheme() {
+        for text in ["https://Comet:01", "HTTPS://comet.:1/", "https://comet:1"] {
+            assert_eq!(canonical(text), "https://comet:1");
+        }
+        let address = Address::parse("https://[::1]:1").expect("an address");
+        assert_eq!(
+            (address.is_https(), address.authority().as_str(), address.host()),
+            (true, "[::1]:1", "::1")
+        );
+        assert_ne!(CometAddr::from("https://comet:1"), CometAddr::from("comet:1"));
+    }
+
+    #[test]
     fn only_names_are_resolved() {
         let name = |text| Address::parse(text).expect("an address").name().map(|(name, _)| name.to_owned());
         assert_eq!(name("Comet-1:1"), Some("comet-1".into()));
@@ -255,7 +300,7 @@ mod tests {
             "comet:+80",
             "::1:50051",
             "[::1:1",
-            "https://comet:1",
+            "ftp://comet:1",
             "http://http://comet:1",
             "a b:1",
             "user@host:1",
@@ -284,14 +329,14 @@ mod tests {
     proptest! {
         #[test]
         fn every_address_is_a_uri_and_canonical(
-            text in "((http|grpc|HTTP)://)?[\\[\\]a-zA-Z0-9:._/@ -]{0,20}(:[0-9]{1,6})?"
+            text in "((http|grpc|HTTP|https|Https)://)?[\\[\\]a-zA-Z0-9:._/@ -]{0,20}(:[0-9]{1,6})?"
         ) {
             let addr = CometAddr::from(text.as_str());
             prop_assert_eq!(&CometAddr::from(addr.as_str()), &addr);
             if let Ok(address) = Address::parse(&text) {
                 prop_assert_eq!(addr.as_str(), address.to_string());
-                let uri: http::Uri = format!("http://{address}").parse().expect("a URI");
-                prop_assert_eq!(uri.authority().map(|a| a.as_str().to_owned()), Some(address.to_string()));
+                let uri: http::Uri = format!("http://{}", address.authority()).parse().expect("a URI");
+                prop_assert_eq!(uri.authority().map(|a| a.as_str().to_owned()), Some(address.authority()));
                 let again = address.to_string();
                 prop_assert_eq!(Address::parse(&again), Ok(address));
             } else {

@@ -9,9 +9,12 @@ use crate::decision::IdKind;
 use crate::directory::CacheConfig;
 use crate::memory_guard::MemoryLimit;
 use crate::message::RecordLimits;
+use crate::schema;
 
 /// Where a room's connections are looked up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum RoomSource {
     /// In the directory: only comets that hold the room are called.
@@ -22,7 +25,7 @@ pub enum RoomSource {
 }
 
 /// `[routing]`: how recipients are found.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RoutingConfig {
     /// `directory`, or `every-comet` for installations whose Redis has no room sets.
@@ -70,7 +73,7 @@ impl RoutingConfig {
 
 /// What a PUSH key is if the directory has neither a connection nor a user of that name. A key is
 /// always looked up as a connection first, and then as a user.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum PushKeys {
     /// An absent user.
@@ -92,24 +95,28 @@ impl PushKeys {
 }
 
 /// `[delivery]`: timeouts and limits.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DeliveryConfig {
     /// The deadline of one call to a comet.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub request_timeout: Duration,
     /// A comet that has not accepted a message within this time after it was queued is unreachable
     /// for that message. At least `request_timeout`.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub delivery_timeout: Duration,
     /// Records in flight over all partitions, in equal shares. A partition that reaches its share
     /// is paused.
     pub max_in_flight: usize,
     /// Bytes in flight over all partitions, in equal shares: the content of records, and what their
     /// keys and headers take in memory.
+    #[schemars(with = "schema::Size")]
     pub max_in_flight_bytes: ByteSize,
     /// The maximum size of a record's key and value. A larger record is not read: it becomes a dead
     /// letter without its value.
+    #[schemars(with = "schema::Size")]
     pub max_record: ByteSize,
     /// The maximum number of keys of a PUSH. One with more becomes a dead letter.
     pub max_keys: usize,
@@ -117,19 +124,23 @@ pub struct DeliveryConfig {
     pub max_headers: usize,
     /// The maximum size of a record's headers, names and values. A record with more becomes a dead
     /// letter without them.
+    #[schemars(with = "schema::Size")]
     pub max_header_bytes: ByteSize,
     /// Near this memory usage of the process no further records are admitted: `auto` is 90 % of
     /// the limit of its control group, `off` is no limit.
+    #[schemars(with = "schema::SizeOrWord")]
     pub memory_limit: MemoryLimit,
     /// The maximum number of records in a batch.
     pub max_batch: usize,
     /// Messages whose record is older than this are dropped before any policy sees them; zero
     /// disables the limit. Redriven dead letters are exempt.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub max_age: Duration,
     /// How long a stop waits for records in flight; leaving Kafka may take up to 10 s more. Records
     /// that are not finished by then are delivered again.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub shutdown_grace: Duration,
 }
 

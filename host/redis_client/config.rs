@@ -6,8 +6,10 @@ use bytesize::ByteSize;
 
 use super::topology;
 
+use crate::schema;
+
 /// The `[redis]` section.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Where Redis is; one of
@@ -32,16 +34,20 @@ pub struct Config {
     pub prefix: String,
     /// Timeout of connecting, including TLS and login.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub connect_timeout: Duration,
     /// Timeout of a pipeline of small commands; after it the connection is dropped.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub response_timeout: Duration,
     /// The same for pipelines that read whole rooms. It has to be sufficient for all rooms of a
     /// batch: Redis reads roughly half a million members per second.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub scan_timeout: Duration,
     /// Approximate maximum memory of the replies to one pipeline. Larger requests are split; a single
     /// reply above it counts as unreadable.
+    #[schemars(with = "schema::Size")]
     pub max_reply: ByteSize,
 }
 

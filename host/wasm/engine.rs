@@ -17,7 +17,7 @@ use crate::wasm::address_space;
 /// Features that compilers to WebAssembly emit by default are always on: the MVP with sign extension,
 /// saturating conversions, multiple values, bulk memory, reference types, extended constants and
 /// fixed-width SIMD.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum WasmFeature {
     /// Garbage-collected types, and typed references to functions.

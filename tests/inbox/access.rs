@@ -2,17 +2,11 @@
 
 use std::path::Path;
 
-use openssl::asn1::Asn1Time;
-use openssl::bn::BigNum;
-use openssl::ec::{EcGroup, EcKey};
-use openssl::hash::MessageDigest;
-use openssl::nid::Nid;
-use openssl::pkey::PKey;
 use openssl::ssl::{SslConnector, SslMethod, SslVerifyMode};
-use openssl::x509::{X509, X509NameBuilder};
 use serde_json::json;
 
 use super::{api_of, call, with_api};
+use crate::support::certificates::Certificate;
 use crate::support::gateway::quoted;
 use crate::support::http::{Answer, send};
 use crate::support::redis::Redis;
@@ -84,24 +78,9 @@ async fn a_token_may_be_limited_to_reading_and_to_users() {
 
 /// Writes a self-signed certificate of this name, and its key.
 fn certificate(folder: &Path, name: &str) {
-    let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).expect("a curve");
-    let key = PKey::from_ec_key(EcKey::generate(&group).expect("a key")).expect("a key");
-    let mut subject = X509NameBuilder::new().expect("a name");
-    subject.append_entry_by_text("CN", name).expect("a name");
-    let subject = subject.build();
-    let mut builder = X509::builder().expect("a certificate");
-    builder.set_version(2).expect("a version");
-    let serial = BigNum::from_u32(fastrand::u32(1..)).and_then(|serial| serial.to_asn1_integer());
-    builder.set_serial_number(&serial.expect("a number")).expect("a number");
-    builder.set_subject_name(&subject).expect("a name");
-    builder.set_issuer_name(&subject).expect("a name");
-    builder.set_not_before(&Asn1Time::days_from_now(0).expect("a time")).expect("a time");
-    builder.set_not_after(&Asn1Time::days_from_now(1).expect("a time")).expect("a time");
-    builder.set_pubkey(&key).expect("a key");
-    builder.sign(&key, MessageDigest::sha256()).expect("a signature");
-    let pem = builder.build().to_pem().expect("PEM");
-    std::fs::write(folder.join("tls.crt"), pem).expect("a file");
-    let key = key.private_key_to_pem_pkcs8().expect("PEM");
+    let own = Certificate::authority(name);
+    std::fs::write(folder.join("tls.crt"), own.certificate.to_pem().expect("PEM")).expect("a file");
+    let key = own.key.private_key_to_pem_pkcs8().expect("PEM");
     secret(&folder.join("tls.key"), std::str::from_utf8(&key).expect("text"));
 }
 

@@ -1,8 +1,19 @@
 //! The plan: which modules, parts of `policy` and foreign crates each module may use.
 
 /// Every module may use these; they use no other module.
-pub(super) const COMMON: [&str; 9] =
-    ["files", "telemetry", "panics", "stalls", "sync", "backoff", "expiring", "time", "blocking"];
+pub(super) const COMMON: [&str; 11] = [
+    "files",
+    "telemetry",
+    "panics",
+    "stalls",
+    "sync",
+    "backoff",
+    "expiring",
+    "time",
+    "blocking",
+    "schema",
+    "reloaded",
+];
 
 /// Each module with its allowed dependencies.
 pub(super) const ALLOWED_DEPENDENCIES: &[(&str, &[&str])] = &[
@@ -16,6 +27,8 @@ pub(super) const ALLOWED_DEPENDENCIES: &[(&str, &[&str])] = &[
     ("panics", &[]),
     ("stalls", &[]),
     ("sync", &[]),
+    ("schema", &[]),
+    ("reloaded", &[]),
     ("backoff", &[]),
     ("expiring", &[]),
     ("time", &[]),

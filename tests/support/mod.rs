@@ -8,6 +8,7 @@
 
 pub mod browser;
 pub mod call;
+pub mod certificates;
 pub mod comet;
 mod comet_service;
 mod comet_stream;

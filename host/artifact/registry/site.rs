@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use reqwest::Url;
 
 /// `[policies.registry]`: where registries may redirect to.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[derive(
+    Debug, Clone, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize, schemars::JsonSchema,
+)]
 #[serde(default, deny_unknown_fields)]
 pub struct RegistryConfig {
     /// Sites that registries may redirect to, and that may issue their tokens, in addition to the

@@ -70,7 +70,7 @@ async fn directory(config: &Config) -> anyhow::Result<(String, Option<String>, A
         anyhow::bail!("no answer within {DIRECTORY:?}; check `[redis] url`");
     };
     let how = how?;
-    Ok((how, storage.directory.warning(), gateway::observe_fleet(config, &storage, &mut registry).await))
+    Ok((how, storage.directory.warning(), gateway::observe_fleet(config, &storage, &mut registry).await?))
 }
 
 /// What a BROADCAST would reach, and the fleet's warnings.

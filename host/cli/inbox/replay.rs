@@ -40,7 +40,7 @@ pub(super) async fn run(config: &Config, args: &Args) -> anyhow::Result<u8> {
 
     let mut registry = Registry::default();
     let storage = storage(config)?;
-    let fleet = gateway::observe_fleet(config, &storage, &mut registry).await;
+    let fleet = gateway::observe_fleet(config, &storage, &mut registry).await?;
     let resolver = gateway::resolver(config, &storage, &fleet, &mut registry);
     let reader = &*storage.inbox_reader;
     let replayer =

@@ -94,7 +94,7 @@ mod tests {
     fn found(result: Result<(), CallFailure>) -> ProbeReply {
         let address = "127.0.0.1:1".into();
         let (dialer, _drivers) =
-            Dialer::new(&address, PROBE_INTERVAL, PROBE_INTERVAL, DialGate::open(&address))
+            Dialer::new(&address, PROBE_INTERVAL, PROBE_INTERVAL, DialGate::open(&address), None)
                 .expect("an address");
         ProbeReply { client: dialer.dial(), result }
     }

@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::schema;
+
 /// `[comets.discovery]`: comets that come and go while the gateway runs.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// A watched file, TOML or JSON, with further `nodes` and `addresses`. A file that cannot be
@@ -22,6 +24,7 @@ pub struct Config {
     pub zone: String,
     /// How often the file and the discovery are read.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub refresh_interval: Duration,
 }
 

@@ -132,7 +132,8 @@ impl Fleet {
             move |comet: &CometAddr| table.upgrade().is_some_and(|table| table.read().has_trusted(comet));
         let gate = DialGate::new(Arc::clone(&self.access), Arc::clone(&state), Arc::new(is_known));
         let welcome_timeout = WELCOME_TIMEOUT.min(self.timing.request_timeout / 2);
-        let dialer = Dialer::new(&address, self.config.connect_timeout, welcome_timeout, gate)?;
+        let dialer =
+            Dialer::new(&address, self.config.connect_timeout, welcome_timeout, gate, Some(&self.tls))?;
         let (comet, task) = Comet::new(state, dialer, &self.config, self.timing);
         self.tasks.spawn_on(task, &self.runtime);
         debug!(comet = %address, ?source, "a new comet");

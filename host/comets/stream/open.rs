@@ -13,13 +13,13 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use h2::{RecvStream, SendStream};
 use http::StatusCode;
-use http::uri::{Authority, PathAndQuery};
+use http::uri::PathAndQuery;
 use parking_lot::Mutex;
 use tonic::Code;
 
 use super::frame_reader::FrameReader;
 use super::frames;
-use crate::comets::grpc::{self, CallFailure};
+use crate::comets::grpc::{self, CallFailure, Target};
 use crate::comets::metrics::StreamFailure;
 use crate::comets::proto::delivery::{FromComet, Hello, Welcome, from_comet};
 
@@ -88,12 +88,12 @@ pub(in crate::comets) enum StreamNews {
 /// If there is no connection.
 pub(in crate::comets) async fn open(
     sender: SendRequest<Bytes>,
-    authority: &Authority,
+    target: &Target,
     wait: Duration,
 ) -> Result<Offered, CallFailure> {
     let failed = |error: h2::Error| grpc::classify_error(&error);
     let mut sender = sender.ready().await.map_err(failed)?;
-    let request = grpc::request(authority, PathAndQuery::from_static(PATH), grpc::headers());
+    let request = grpc::request(target, PathAndQuery::from_static(PATH), grpc::headers());
     let (response, mut send) = sender.send_request(request, false).map_err(failed)?;
     send.send_data(frames::hello(hello()), false).map_err(failed)?;
     let answer = async {

@@ -363,7 +363,7 @@ pub(super) fn fleet_sharing(
     registry: &mut Registry,
     store: MemoryCometStore,
 ) -> Arc<Fleet> {
-    Fleet::start(config, timing, Metrics::register(registry), Arc::new(store))
+    Fleet::start(config, timing, Metrics::register(registry), Arc::new(store)).expect("TLS is set up")
 }
 
 /// What the gateway waits for where it has to.

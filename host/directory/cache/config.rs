@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
+use crate::schema;
+
 /// Whether a cached room is exact.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Exactness {
     /// Redis reports changes, and a cached room counts until one is reported.
@@ -16,7 +20,7 @@ pub enum Exactness {
 }
 
 /// The limits of the route cache.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CacheConfig {
     /// The maximum number of cached rooms; 0 disables the cache.
@@ -31,10 +35,12 @@ pub struct CacheConfig {
     /// The maximum age of a cached room where its changes are not reported. For up to this long, a user
     /// who has entered a room may miss messages, and calls may go to connections that have left.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub max_age: Duration,
     /// The maximum age of what is never reported, while changes of rooms are: `user:online`, and a
     /// connection's comet and user.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub presence_max_age: Duration,
 }
 

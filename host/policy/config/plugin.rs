@@ -10,9 +10,12 @@ use crate::digest::Digest;
 use crate::message::NamedBy;
 use crate::policy::on_error::OnErrors;
 use crate::policy::rollout::config::{Fraction, QuarantineConfig, RolloutConfig, RolloutMode};
+use crate::schema;
 
 /// Who sees the values that a plugin stores with `host.state-set`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum StateScope {
     /// All workers of this process.
@@ -24,7 +27,9 @@ pub enum StateScope {
 }
 
 /// Which comets a plugin may name in `also`, redirects and moves.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum CometScope {
     /// Comets that the gateway knows: configured, discovered, or named by the directory.
@@ -45,17 +50,19 @@ impl CometScope {
 }
 
 /// One `[[plugin]]`. Plugins run in the order of the configuration.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PluginConfig {
     /// The plugin's name in logs, metrics, guards and state. Unique, 1 to 64 of `a-z A-Z 0-9 - _ .`.
     pub name: String,
     /// The file: a component, or a plain wasm module built with wit-bindgen. Or a reference into a
     /// registry: `oci://registry/repository@sha256:...`.
+    #[schemars(with = "String")]
     pub path: PluginSource,
     /// The SHA-256 of the file, in hex. No other content is accepted for this plugin, whether from a
     /// file, a registry or a push. A rollback to a stored version is still possible. A candidate
     /// needs a pin of its own, `rollout.sha256`.
+    #[schemars(with = "Option<String>")]
     pub sha256: Option<Digest>,
     /// Whether a version may become active whose signed number is lower than the highest that was
     /// active.
@@ -63,6 +70,7 @@ pub struct PluginConfig {
     /// What happens to a message when the plugin fails on it: one word, or a table by kind of
     /// failure. For `grouping`, `drop` and `dead-letter` mean `pass` (a room cannot be dropped); for
     /// `offline`, everything but `stall` means that the plugin has no opinion.
+    #[schemars(with = "schema::WordOrTable")]
     pub on_error: OnErrors,
     /// A candidate that decides for some rooms, or observes without effect.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -71,19 +79,23 @@ pub struct PluginConfig {
     pub quarantine: QuarantineConfig,
     /// The maximum duration of one call, whatever the size of its batch. Rounded up to the next 5 ms.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub deadline: Duration,
     /// The share of a worker's time that calls past their deadline may use, while no other version
     /// can replace the plugin. Beyond it, the plugin is not called for a while and `on_error` decides
     /// at once. `100%` is unlimited.
+    #[schemars(with = "schema::Fraction")]
     pub time_budget: Fraction,
     /// The maximum linear memory of one instance, in bytes, plus 8 bytes for each element of its
     /// tables. Every worker has an instance. Also bounds the data of one answer.
+    #[schemars(with = "schema::Size")]
     pub memory: ByteSize,
     /// Who sees the values that the plugin stores: all workers of this process, or all gateways with
     /// the same `[redis]`.
     pub state: StateScope,
     /// The maximum size of its keys and values in Redis with `state = "shared"`, counted over what
     /// this gateway wrote and what has not expired. Writes beyond it are refused to the plugin.
+    #[schemars(with = "schema::Size")]
     pub max_shared_state: ByteSize,
     /// Which comets it may name: those that the gateway knows, or any that a record may name.
     pub comets: CometScope,

@@ -11,10 +11,11 @@ use bytesize::ByteSize;
 use crate::artifact::{self, PluginLoader, PluginTrust, RegistryConfig, TrustedKey, Versions};
 use crate::files::{DirError, OwnedDir};
 use crate::policy::config::plugin::PluginConfig;
+use crate::schema;
 use crate::wasm::{CompileLimits, RuntimeConfig, WasmFeature};
 
 /// `[policies]`: sources of plugins apart from the configured ones, and their limits.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PoliciesConfig {
     /// Every `*.wasm` in this folder that no `[[plugin]]` names is a plugin too: named after
@@ -25,9 +26,11 @@ pub struct PoliciesConfig {
     /// How long files that are written in place must be unchanged before they are read. A file or a link
     /// that is renamed to its name is complete, and is read at once.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub debounce: Duration,
     /// How often all files are read again, in case the file system's events were lost.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub rescan_interval: Duration,
     /// Where the versions of plugins are stored, and which are active, so that a restart restores
     /// them. Compiled code is stored there as well, unless others may write to the folder. Created if
@@ -39,6 +42,7 @@ pub struct PoliciesConfig {
     /// Files with ed25519 public keys in PEM, or PEM texts. Once there is one, only plugins are
     /// activated that one of the keys has signed for their name, with a version number that does not
     /// decrease. The files are watched.
+    #[schemars(with = "Vec<String>")]
     pub trusted_keys: Vec<TrustedKey>,
     /// Whether signatures of the file's bytes alone are accepted too, as in earlier versions of
     /// Halley. They cover neither the plugin's name nor its version.
@@ -47,16 +51,20 @@ pub struct PoliciesConfig {
     pub registry: RegistryConfig,
     /// The maximum memory for compiling one plugin, which happens in a process of its own. A plugin
     /// that needs more is refused and not compiled again.
+    #[schemars(with = "schema::Size")]
     pub compile_memory: ByteSize,
     /// The maximum processor time for it. The wall-clock limit is four times as long.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub compile_timeout: Duration,
     /// The WebAssembly features that plugins may use.
     pub wasm: WasmConfig,
 }
 
 /// `[policies.wasm]`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[derive(
+    Debug, Clone, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize, schemars::JsonSchema,
+)]
 #[serde(default, deny_unknown_fields)]
 pub struct WasmConfig {
     /// Proposals to enable in addition to what compilers to WebAssembly emit by default.

@@ -7,32 +7,37 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::artifact::PluginSource;
 use crate::digest::Digest;
+use crate::schema;
 
 /// A candidate and its rollout.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RolloutConfig {
     /// The candidate's file. It uses the plugin's own settings.
+    #[schemars(with = "String")]
     pub path: PluginSource,
     /// The SHA-256 of the candidate's file, in hex; no other content is tried.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub sha256: Option<Digest>,
     /// Whether it decides for some rooms, or observes without effect.
     pub mode: RolloutMode,
     /// A canary's share of the rooms, chosen by a stable hash: the same rooms on all gateways.
+    #[schemars(with = "schema::Fraction")]
     pub weight: Fraction,
     /// Rooms that a canary decides for, whatever the share.
     pub rooms: Vec<String>,
     /// A canary that stays within its budget for this time is promoted automatically. Without it,
     /// `halley plugin promote` does that.
     #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<schema::Duration>")]
     pub promote_after: Option<Duration>,
     /// The limits beyond which a canary is rolled back automatically.
     pub thresholds: Thresholds,
 }
 
 /// The mode of a candidate.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RolloutMode {
     /// It decides for a share of the rooms.
@@ -43,15 +48,17 @@ pub enum RolloutMode {
 }
 
 /// The limits of a canary. Checked from 100 messages on.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Thresholds {
     /// The share of its messages that it may fail on.
+    #[schemars(with = "schema::Fraction")]
     pub errors: Fraction,
     /// Its mean time per message, as a multiple of the active version's in the same period.
     pub latency: f64,
     /// By how much its share of dropped and dead-lettered messages may exceed that of the active
     /// version.
+    #[schemars(with = "schema::Fraction")]
     pub drops: Fraction,
 }
 
@@ -104,20 +111,21 @@ impl RolloutConfig {
 }
 
 /// `quarantine` of a `[[plugin]]`: when a version is deactivated automatically.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct QuarantineConfig {
     /// The number of messages (or rooms) that the version failed on.
     pub max_failures: usize,
     /// Within this window.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub window: Duration,
     /// What replaces it.
     pub action: QuarantineAction,
 }
 
 /// What replaces a quarantined version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum QuarantineAction {
     /// The last known-good version of the plugin. If there is none, the failing version stays active

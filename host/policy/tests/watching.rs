@@ -48,7 +48,8 @@ impl WatchedPolicies {
         let engine = Engine::new();
         let policies = engine.policies(&files().unwrap().0);
         let (shutdown, mut watcher) = (CancellationToken::new(), tokio::task::JoinSet::new());
-        let sources = PolicySources { files: Box::new(files), debounce, rescan_interval };
+        let sources =
+            PolicySources { files: Box::new(files), debounce, rescan_interval, reload: Arc::default() };
         watcher.spawn(watch(Arc::clone(&policies), sources, shutdown.clone()));
         Self { policies, folder, shutdown, watcher, _engine: engine }
     }
@@ -235,7 +236,12 @@ async fn only_what_a_retry_can_mend_is_fetched_again() {
             Ok((vec![PluginConfig { path: path.clone(), ..PluginConfig::new("p", "") }], vec![]))
         };
         let often = Duration::from_millis(10);
-        let sources = PolicySources { files: Box::new(files), debounce: often, rescan_interval: often };
+        let sources = PolicySources {
+            files: Box::new(files),
+            debounce: often,
+            rescan_interval: often,
+            reload: Arc::default(),
+        };
         tasks.spawn(watch(Arc::clone(&policies), sources, CancellationToken::new()));
 
         until(|| policies.status().last_refusal.is_some()).await;

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::artifact::PluginSource;
@@ -43,6 +44,8 @@ pub struct PolicySources {
     pub debounce: Duration,
     /// How often everything is read without an event.
     pub rescan_interval: Duration,
+    /// Has everything read at once when it is notified.
+    pub reload: Arc<Notify>,
 }
 
 impl std::fmt::Debug for PolicySources {
@@ -118,7 +121,13 @@ impl PolicyWatcher {
 
     /// Waits for a change and until it is complete, or for the next rescan.
     async fn wait_for_change(&self, last: Check) -> Ready {
-        let change = tokio::time::timeout(self.sources.rescan_interval, self.events.changed());
+        let change = async {
+            tokio::select! {
+                () = self.events.changed() => {}
+                () = self.sources.reload.notified() => {}
+            }
+        };
+        let change = tokio::time::timeout(self.sources.rescan_interval, change);
         if last == Check::Done && change.await.is_err() {
             return Ready::Quiet;
         }

@@ -73,6 +73,21 @@ impl<T: Clone> Reloaded<T> {
         Ok(Self { key, files, parse, current: Mutex::new(current) })
     }
 
+    /// As [`Reloaded::load`], for a start: blocks while it reads.
+    ///
+    /// # Errors
+    /// As [`Reloaded::load`].
+    pub(crate) fn load_now(
+        key: &'static str,
+        files: Vec<SourceFile>,
+        parse: fn(&[String]) -> Result<T, InvalidContent>,
+    ) -> Result<Self, ReloadError> {
+        let contents = read_all(key, files.clone())?;
+        let value = parse(&contents).map_err(|why| ReloadError::Invalid { key, why })?;
+        let current = Current { value, contents, looked_at: Instant::now(), problem: None };
+        Ok(Self { key, files, parse, current: Mutex::new(current) })
+    }
+
     /// Why the files cannot be used as they are now, as of the last look at them.
     pub(crate) fn problem(&self) -> Option<String> {
         let problem = self.current.lock().problem.clone()?;
@@ -117,15 +132,16 @@ impl<T: Clone> Reloaded<T> {
 }
 
 async fn read(key: &'static str, files: Vec<SourceFile>) -> Result<Vec<String>, ReloadError> {
-    let read_all = move || {
-        let read = |SourceFile { path, is_secret }: SourceFile| {
-            let read = if is_secret { files::read_secret } else { files::read_text };
-            let file = path.display().to_string();
-            read(&path, LONGEST_FILE).map_err(|why| ReloadError::Read { key, file, why })
-        };
-        files.into_iter().map(read).collect()
+    run_blocking("reading files of the configuration", move || read_all(key, files)).await?
+}
+
+fn read_all(key: &'static str, files: Vec<SourceFile>) -> Result<Vec<String>, ReloadError> {
+    let read = |SourceFile { path, is_secret }: SourceFile| {
+        let read = if is_secret { files::read_secret } else { files::read_text };
+        let file = path.display().to_string();
+        read(&path, LONGEST_FILE).map_err(|why| ReloadError::Read { key, file, why })
     };
-    run_blocking("reading files of the configuration", read_all).await?
+    files.into_iter().map(read).collect()
 }
 
 #[cfg(test)]

@@ -1,0 +1,40 @@
+//! `halley completions` and `halley man`: what package builders and shells need.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::CommandFactory as _;
+
+use crate::cli::{Cli, EXIT_SUCCESS, OrUsage as _, print, print_styled};
+
+/// Arguments of `halley completions`.
+#[derive(Debug, clap::Args)]
+pub(super) struct CompletionsArgs {
+    /// The shell.
+    #[arg(value_enum)]
+    shell: clap_complete::Shell,
+}
+
+/// Arguments of `halley man`.
+#[derive(Debug, clap::Args)]
+pub(super) struct ManArgs {
+    /// The directory to write to; it is created if needed.
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+}
+
+pub(super) fn completions(args: &CompletionsArgs) -> anyhow::Result<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "halley", &mut script);
+    print_styled(String::from_utf8(script)?.trim_end());
+    Ok(EXIT_SUCCESS)
+}
+
+pub(super) fn man(args: &ManArgs) -> anyhow::Result<u8> {
+    let directory = &args.directory;
+    let cannot = || format!("cannot write to {}", directory.display());
+    std::fs::create_dir_all(directory).with_context(cannot).or_usage()?;
+    clap_mangen::generate_to(Cli::command(), directory).with_context(cannot)?;
+    print(&format!("{}: halley.1 and a page for each command", directory.display()));
+    Ok(EXIT_SUCCESS)
+}

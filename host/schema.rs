@@ -1,0 +1,62 @@
+//! How configuration values that are written as text appear in the JSON schema of the configuration
+//! (`halley config schema`).
+
+#![allow(missing_docs, reason = "named in attributes only; the schema has the texts")]
+
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+
+/// Declares types that only describe values.
+macro_rules! described {
+    ($($name:ident: $schema:tt)*) => {$(
+        #[derive(Debug)]
+        pub struct $name;
+
+        impl JsonSchema for $name {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!($schema)
+            }
+        }
+    )*};
+}
+
+described! {
+    Duration: {
+        "type": "string",
+        "pattern": r"^\s*([0-9]+\s*[a-zA-Z]+\s*)+$|^0$",
+        "description": "A time with units, such as `250ms`, `30s`, `1h 30m` or `7d`.",
+    }
+    Size: {
+        "type": ["string", "integer"],
+        "description": "A size with a unit, such as `64MiB`. A bare number counts bytes.",
+    }
+    SizeOrWord: {
+        "type": ["string", "integer"],
+        "description": "A size with a unit, such as `2GiB`; `auto` or `off`.",
+    }
+    Fraction: {
+        "type": ["string", "number"],
+        "description": "A share, as `5%` or `0.05`.",
+    }
+    WordOrTable: {
+        "description": "`pass`, `drop`, `dead-letter` or `stall`, or a table of them by kind of error.",
+        "anyOf": [
+            { "enum": ["pass", "drop", "dead-letter", "stall"] },
+            {
+                "type": "object",
+                "additionalProperties": false,
+                "patternProperties": {
+                    "^(default|trap|deadline|memory|bad-answer)$": {
+                        "enum": ["pass", "drop", "dead-letter", "stall"],
+                    },
+                    "^start$": { "enum": ["drop", "dead-letter", "stall"] },
+                },
+            },
+        ],
+    }
+}
