@@ -7,7 +7,7 @@
 //! is set |
 //! | reads below `/v1/` | yes | for an allowed host, with a token; on loopback without one if none is
 //! configured |
-//! | writes | yes | for an allowed host, not from a browser, with the write token |
+//! | writes | yes | for an allowed host, not from a browser, with a token that has the role |
 //!
 //! No part of a request body is read before this is decided.
 
@@ -22,7 +22,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use parking_lot::Mutex;
 
-use crate::admin::tokens::{TokenError, TokenFiles, TokenSet};
+use crate::admin::tokens::{Grant, Role, TokenError, TokenFiles, TokenSet};
 use crate::config::admin::{Config, host_of};
 use crate::http_server::auth_rate_limit::AuthRateLimiter;
 use crate::http_server::host::AllowedHosts;
@@ -38,9 +38,30 @@ pub(super) enum Permission {
     Host,
     /// Permission to read.
     Read,
-    /// Permission to write.
-    Write,
+    /// Permission to change which versions of policies are active.
+    Operate,
+    /// Permission to push versions of policies.
+    Push,
 }
+
+impl Permission {
+    /// The role that grants it.
+    fn role(self) -> Role {
+        match self {
+            Self::Host | Self::Read => Role::Read,
+            Self::Operate => Role::Operate,
+            Self::Push => Role::PushPolicies,
+        }
+    }
+
+    fn is_write(self) -> bool {
+        matches!(self, Self::Operate | Self::Push)
+    }
+}
+
+/// Who makes a request: the name of the token, if one was needed.
+#[derive(Clone, Debug)]
+pub(super) struct Caller(pub(super) Option<Arc<str>>);
 
 /// Decides about requests. Clones share state.
 #[derive(Clone)]
@@ -76,11 +97,14 @@ pub(super) struct RouteGuard {
 pub(super) async fn authorize(
     State(RouteGuard { access, needs }): State<RouteGuard>,
     Extension(peer): Extension<Peer>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
     match access.check(peer, needs, request.uri(), request.headers()).await {
-        Ok(()) => next.run(request).await,
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
         Err(denied) => {
             let what =
                 || format!("{} {} denied: {}", request.method(), shown(request.uri().path()), denied.why);
@@ -119,9 +143,9 @@ impl AccessControl {
         needs: Permission,
         uri: &Uri,
         headers: &HeaderMap,
-    ) -> Result<(), AccessDenied> {
+    ) -> Result<Caller, AccessDenied> {
         if self.is_admitted_without_token(peer, needs, uri, headers)? {
-            return Ok(());
+            return Ok(Caller(None));
         }
         let tokens = self.0.tokens.current().await;
         let denied =
@@ -138,7 +162,7 @@ impl AccessControl {
         uri: &Uri,
         headers: &HeaderMap,
     ) -> Result<bool, AccessDenied> {
-        if needs == Permission::Write && headers.contains_key(header::ORIGIN) {
+        if needs.is_write() && headers.contains_key(header::ORIGIN) {
             let why = "writes from browsers are refused; use `halley plugin`";
             return Err(denied(RefusalReason::Origin, StatusCode::FORBIDDEN, why));
         }
@@ -160,26 +184,26 @@ impl AccessControl {
         needs: Permission,
         headers: &HeaderMap,
         tokens: &TokenSet,
-    ) -> Result<(), AccessDenied> {
+    ) -> Result<Caller, AccessDenied> {
         if !self.needs_token(peer, needs, tokens)? {
-            return Ok(());
+            return Ok(Caller(None));
         }
         let given = bearer(headers).ok_or_else(|| {
-            let what = if needs == Permission::Write { "writes" } else { "reads" };
+            let what = if needs.is_write() { "writes" } else { "reads" };
             unauthorized(RefusalReason::NoToken, &format!("{what} require a token"))
         })?;
-        self.try_token(peer, needs, tokens, given)
+        self.try_token(peer, needs, tokens, given).map(|grant| Caller(Some(grant.name)))
     }
 
     /// Whether a token is required. Fails if no token would help.
     fn needs_token(&self, peer: Peer, needs: Permission, tokens: &TokenSet) -> Result<bool, AccessDenied> {
         let forbidden = |why: &str| Err(denied(RefusalReason::Forbidden, StatusCode::FORBIDDEN, why));
         match needs {
-            Permission::Write if tokens.write.is_none() => forbidden(
-                "writes require a token, or the Unix socket and the gateway's own user; \
+            _ if needs.is_write() && !tokens.has(needs.role()) => forbidden(
+                "writes require a token with the role, or the Unix socket and the gateway's own user; \
                  set `[admin] token_file` or HALLEY_ADMIN_TOKEN for the gateway, or use `--gateway unix:PATH`",
             ),
-            Permission::Read if tokens.write.is_none() && tokens.read.is_none() => {
+            Permission::Read if tokens.is_empty() => {
                 if self.0.loopback && matches!(peer, Peer::Tcp(_)) {
                     return Ok(false);
                 }
@@ -188,7 +212,7 @@ impl AccessControl {
                      set `[admin] read_token_file` or `token_file` for the gateway, or use its Unix socket",
                 )
             }
-            Permission::Host | Permission::Read | Permission::Write => Ok(true),
+            _ => Ok(true),
         }
     }
 
@@ -198,7 +222,7 @@ impl AccessControl {
         needs: Permission,
         tokens: &TokenSet,
         given: &[u8],
-    ) -> Result<(), AccessDenied> {
+    ) -> Result<Grant, AccessDenied> {
         let auth_rate_limit = || self.0.auth_rate_limit.lock();
         auth_rate_limit().take(peer.key(), Instant::now()).map_err(|wait| AccessDenied {
             retry_after: Some(wait),
@@ -208,19 +232,20 @@ impl AccessControl {
                 "too many failed token attempts; retry later, or use the Unix socket",
             )
         })?;
-        let (is_write, is_read) = (
-            tokens.write.as_ref().is_some_and(|token| token.matches(given)),
-            tokens.read.as_ref().is_some_and(|token| token.matches(given)),
-        );
-        if !is_write && !is_read {
+        let Some(grant) = tokens.grant(given) else {
             return Err(unauthorized(RefusalReason::WrongToken, "token does not match"));
-        }
+        };
         auth_rate_limit().refund(peer.key());
-        if needs == Permission::Write && !is_write {
-            let why = "this token is read-only; writes require the token in `[admin] token_file`";
+        if needs.is_write() && !grant.roles.contains(&needs.role()) {
+            let why = match needs {
+                Permission::Push => {
+                    "the token lacks the role `push-policies`; use one with it in `[admin] token_file`"
+                }
+                _ => "the token lacks the role `operate`; use one with it in `[admin] token_file`",
+            };
             return Err(denied(RefusalReason::Forbidden, StatusCode::FORBIDDEN, why));
         }
-        Ok(())
+        Ok(grant)
     }
 }
 
@@ -293,7 +318,7 @@ mod tests {
                 map.append(*name, value.parse().unwrap());
             }
             let checked = self.access.check(peer, needs, &"/".parse().unwrap(), &map).await;
-            checked.map_or_else(|denied| denied.status.as_u16(), |()| 200)
+            checked.map_or_else(|denied| denied.status.as_u16(), |_| 200)
         }
     }
 
@@ -306,7 +331,7 @@ mod tests {
         let local = gateway("127.0.0.1:9093", None, None);
         let open = gateway("0.0.0.0:9093", None, None);
         for (needs, on_loopback, elsewhere) in
-            [(Permission::Host, 200, 200), (Permission::Read, 200, 403), (Permission::Write, 403, 403)]
+            [(Permission::Host, 200, 200), (Permission::Read, 200, 403), (Permission::Push, 403, 403)]
         {
             assert_eq!(local.status(tcp(), needs, &[]).await, on_loopback, "{needs:?}");
             assert_eq!(open.status(tcp(), needs, &[]).await, elsewhere, "{needs:?}");
@@ -316,7 +341,7 @@ mod tests {
         }
         for stranger in [Peer::Unix(Some(current_uid() + 1)), Peer::Unix(None)] {
             assert_eq!(local.status(stranger, Permission::Read, &[]).await, 403);
-            assert_eq!(local.status(stranger, Permission::Write, &[]).await, 403);
+            assert_eq!(local.status(stranger, Permission::Push, &[]).await, 403);
         }
     }
 
@@ -327,9 +352,9 @@ mod tests {
             for (needs, token, expected) in [
                 (Permission::Read, READ, 200),
                 (Permission::Read, WRITE, 200),
-                (Permission::Write, WRITE, 200),
-                (Permission::Write, READ, 403),
-                (Permission::Write, "Bearer x", 401),
+                (Permission::Push, WRITE, 200),
+                (Permission::Push, READ, 403),
+                (Permission::Push, "Bearer x", 401),
                 (Permission::Read, "Basic eDp5", 401),
             ] {
                 assert_eq!(
@@ -340,10 +365,32 @@ mod tests {
             }
             assert_eq!(both.status(tcp(), Permission::Read, &[]).await, 401);
             let two = [("authorization", WRITE), ("authorization", "Bearer x")];
-            assert_eq!(both.status(tcp(), Permission::Write, &two).await, 401, "which of them?");
+            assert_eq!(both.status(tcp(), Permission::Push, &two).await, 401, "which of them?");
             let reads = gateway(listen, None, Some(READ));
-            assert_eq!(reads.status(tcp(), Permission::Write, &[("authorization", READ)]).await, 403);
+            assert_eq!(reads.status(tcp(), Permission::Push, &[("authorization", READ)]).await, 403);
             assert_eq!(reads.status(tcp(), Permission::Host, &[]).await, 200);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_role_grants_reading_and_nothing_else() {
+        let table =
+            |roles: &str| format!("[[token]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\nroles = [{roles}]");
+        for (roles, operate, push) in [
+            ("\"read\"", 403, 403),
+            ("\"operate\"", 200, 403),
+            ("\"push-policies\"", 403, 200),
+            ("", 403, 403),
+        ] {
+            let gateway = gateway("0.0.0.0:9093", Some(&format!("Bearer {}", table(roles))), None);
+            let with = [("authorization", WRITE)];
+            let of = async |needs| gateway.status(tcp(), needs, &with).await;
+            assert_eq!(of(Permission::Read).await, 200, "{roles}");
+            assert_eq!(
+                (of(Permission::Operate).await, of(Permission::Push).await),
+                (operate, push),
+                "{roles}"
+            );
         }
     }
 
@@ -351,13 +398,13 @@ mod tests {
     async fn browsers_and_foreign_hosts_are_denied_even_with_a_token() {
         let gateway = gateway("127.0.0.1:9093", Some(WRITE), None);
         let from = |name, value| [("authorization", WRITE), (name, value)];
-        assert_eq!(gateway.status(tcp(), Permission::Write, &from("origin", "http://localhost")).await, 403);
-        assert_eq!(gateway.status(Peer::Unix(Some(0)), Permission::Write, &[("origin", "null")]).await, 403);
-        for needs in [Permission::Host, Permission::Read, Permission::Write] {
+        assert_eq!(gateway.status(tcp(), Permission::Push, &from("origin", "http://localhost")).await, 403);
+        assert_eq!(gateway.status(Peer::Unix(Some(0)), Permission::Push, &[("origin", "null")]).await, 403);
+        for needs in [Permission::Host, Permission::Read, Permission::Push] {
             assert_eq!(gateway.status(tcp(), needs, &from("host", "evil.example")).await, 421, "{needs:?}");
         }
         let forwarded = [("x-forwarded-for", "127.0.0.1"), ("forwarded", "for=127.0.0.1;host=localhost")];
-        assert_eq!(gateway.status(tcp(), Permission::Write, &forwarded).await, 401);
+        assert_eq!(gateway.status(tcp(), Permission::Push, &forwarded).await, 401);
     }
 
     #[tokio::test]
@@ -366,13 +413,13 @@ mod tests {
         let mut seen = Vec::new();
         for _ in 0..12 {
             seen.push(
-                gateway.status(tcp(), Permission::Write, &[("authorization", "Bearer nonsense-of-16")]).await,
+                gateway.status(tcp(), Permission::Push, &[("authorization", "Bearer nonsense-of-16")]).await,
             );
         }
         assert_eq!(seen, [[401; 10].as_slice(), &[429; 2]].concat());
         let other = Peer::Tcp("10.0.0.9:40000".parse().unwrap());
         for _ in 0..50 {
-            assert_eq!(gateway.status(other, Permission::Write, &[("authorization", WRITE)]).await, 200);
+            assert_eq!(gateway.status(other, Permission::Push, &[("authorization", WRITE)]).await, 200);
         }
     }
 }

@@ -7,11 +7,10 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
 use prometheus_client::registry::Registry;
 
 use super::Config;
-use super::access::{AccessControl, Permission};
-use super::tokens::TokenSet;
+use super::access::{AccessControl, Caller, Permission};
+use super::tokens::{Role, TokenSet};
 use crate::http_server::peer::{Peer, current_uid};
 use crate::http_server::refusals::Refusals;
-use crate::http_server::token::TokenDigest;
 
 const WRITE: &str = "0123456789abcdef";
 const READ: &str = "fedcba9876543210";
@@ -55,7 +54,8 @@ const TARGETS: [&str; 8] = [
 /// Checks that only permitted requests are allowed.
 pub(crate) fn check(input: &mut Unstructured<'_>) -> Result<()> {
     let listen = *input.choose(&["127.0.0.1:9093", "0.0.0.0:9093"])?;
-    let needs = *input.choose(&[Permission::Host, Permission::Read, Permission::Write])?;
+    let needs =
+        *input.choose(&[Permission::Host, Permission::Read, Permission::Operate, Permission::Push])?;
     let has = (input.arbitrary()?, input.arbitrary()?);
     let (peer, uri, headers) = (peer(input)?, uri(input)?, headers(input)?);
 
@@ -67,10 +67,15 @@ pub(crate) fn check(input: &mut Unstructured<'_>) -> Result<()> {
         address,
         Refusals::register(&mut Registry::default(), "halley_admin_refused", "admin"),
     );
-    let secret = |is_there: bool, token| is_there.then(|| TokenDigest::new(token));
-    let tokens = TokenSet { write: secret(has.0, WRITE), read: secret(has.1, READ) };
+    let mut tokens = TokenSet::default();
+    if has.0 {
+        tokens.add("operator", WRITE, &[Role::Operate, Role::PushPolicies]);
+    }
+    if has.1 {
+        tokens.add("reader", READ, &[Role::Read]);
+    }
     let admitted = access.is_admitted_without_token(peer, needs, &uri, &headers).and_then(|already| {
-        if already { Ok(()) } else { access.check_token(peer, needs, &headers, &tokens) }
+        if already { Ok(Caller(None)) } else { access.check_token(peer, needs, &headers, &tokens) }
     });
     if let Err(denied) = admitted {
         assert!(denied.why.chars().count() <= LONGEST_REASON, "{}", denied.why);
@@ -83,7 +88,7 @@ pub(crate) fn check(input: &mut Unstructured<'_>) -> Result<()> {
     let is_open = has == (false, false) && address.ip().is_loopback() && matches!(peer, Peer::Tcp(_));
     let is_operator = matches!(peer, Peer::Unix(Some(user)) if user == 0 || user == current_uid());
     match needs {
-        Permission::Write => {
+        Permission::Operate | Permission::Push => {
             assert!(is_operator || is_write_token, "a write of {peer}");
             assert!(!headers.contains_key(header::ORIGIN), "a write from a browser");
         }

@@ -40,6 +40,7 @@ use crate::http_server::serve::Server;
 use access::AccessControl;
 use read::ReadApi;
 use socket::BoundSocket;
+use write::WriteMetrics;
 
 pub use archiver::ArchiverProbes;
 pub use socket::default_socket_path;
@@ -52,6 +53,7 @@ pub struct Admin {
     probes: Option<TcpListener>,
     socket: Option<BoundSocket>,
     refusals: Refusals,
+    writes: WriteMetrics,
 }
 
 /// Connections of the probe listener and of the Unix socket each: they do not depend on the load over
@@ -76,7 +78,8 @@ impl Admin {
         }
         let socket = socket::bind(&config.socket, address.port())?;
         let refusals = Refusals::register(registry, "halley_admin_refused", "admin");
-        Ok(Self { config: config.clone(), listener, address, probes, socket, refusals })
+        let writes = WriteMetrics::register(registry);
+        Ok(Self { config: config.clone(), listener, address, probes, socket, refusals, writes })
     }
 
     /// The address of the TCP listener.
@@ -86,12 +89,12 @@ impl Admin {
 
     /// Serves requests until the shutdown.
     pub async fn serve(self, gateway: Handle, shutdown: CancellationToken) {
-        let Self { config, listener, address, probes, socket, refusals } = self;
+        let Self { config, listener, address, probes, socket, refusals, writes } = self;
         let access = AccessControl::new(&config, address, refusals.clone());
         let watch = watch_tokens(&gateway, config.clone());
         let reads = ReadApi::new(gateway.clone(), refusals.clone());
         let routes =
-            reads.probes(&access).merge(reads.router(&access)).merge(write::router(gateway, access.clone()));
+            reads.probes(&access).merge(reads.router(&access)).merge(write::router(gateway, &access, writes));
         let over_socket = async {
             if let Some(socket) = socket {
                 Server::new(routes.clone(), MAX_RESERVED, &refusals).serve(socket, shutdown.clone()).await;

@@ -1,12 +1,36 @@
-//! Tokens: where they are stored, and whether other users may know one: then the gateway does not
-//! start.
+//! Tokens: where they are stored, what each permits, and whether other users may know one: then the
+//! gateway does not start.
+//!
+//! A file has one token, or several with names and roles:
+//!
+//! ```toml
+//! [[token]]
+//! name = "alice"
+//! token = "at least 16 characters"
+//! roles = ["operate", "push-policies"]      # each role includes reading
+//! ```
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::blocking::{EndedEarly, run_blocking};
 use crate::config::admin::Config;
 use crate::files::{self, ReadError};
 use crate::http_server::token::TokenDigest;
+
+/// What a token permits. Each role includes reading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Role {
+    /// To read.
+    Read,
+    /// To roll back, release, promote and abandon versions of policies.
+    Operate,
+    /// To push new versions.
+    PushPolicies,
+}
+
+const EVERYTHING: &[Role] = &[Role::Read, Role::Operate, Role::PushPolicies];
 
 /// Where a token is configured.
 #[derive(Clone, Copy, Debug)]
@@ -15,12 +39,16 @@ struct TokenSource {
     variable: &'static str,
     /// The key that names a file.
     key: &'static str,
+    /// What a single token permits.
+    roles: &'static [Role],
 }
 
-/// The token that grants everything.
-const WRITE: TokenSource = TokenSource { variable: "HALLEY_ADMIN_TOKEN", key: "admin.token_file" };
-/// The token that grants reads.
-const READ: TokenSource = TokenSource { variable: "HALLEY_ADMIN_READ_TOKEN", key: "admin.read_token_file" };
+/// A single token grants everything.
+const WRITE: TokenSource =
+    TokenSource { variable: "HALLEY_ADMIN_TOKEN", key: "admin.token_file", roles: EVERYTHING };
+/// A single token grants reads.
+const READ: TokenSource =
+    TokenSource { variable: "HALLEY_ADMIN_READ_TOKEN", key: "admin.read_token_file", roles: &[Role::Read] };
 
 /// Maximum size of a token file, in bytes.
 const LONGEST_FILE: u64 = 64 * 1024;
@@ -34,6 +62,12 @@ pub(super) enum TokenError {
     File { place: String, why: ReadError },
     #[error("{0} has fewer than {SHORTEST} characters; no token is accepted")]
     Short(String),
+    #[error("{place}: {why}; no token is accepted")]
+    Syntax { place: String, why: String },
+    #[error(
+        "{place}: `{name}` has the role `{role:?}`, which this file does not grant; no token is accepted"
+    )]
+    Role { place: String, name: String, role: Role },
     #[error(transparent)]
     EndedEarly(#[from] EndedEarly),
 }
@@ -73,13 +107,44 @@ pub(super) struct TokenFiles {
     pub(super) read: Option<PathBuf>,
 }
 
+/// What the holder of a token may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Grant {
+    /// The token's name, for the log.
+    pub(super) name: Arc<str>,
+    pub(super) roles: Arc<[Role]>,
+}
+
 /// The tokens at the time of a request.
 #[derive(Debug, Default)]
-pub(super) struct TokenSet {
-    /// Grants everything.
-    pub(super) write: Option<TokenDigest>,
-    /// Grants reads.
-    pub(super) read: Option<TokenDigest>,
+pub(super) struct TokenSet(Vec<(TokenDigest, Grant)>);
+
+impl TokenSet {
+    /// What this token grants. Takes the same time whichever token matches.
+    pub(super) fn grant(&self, given: &[u8]) -> Option<Grant> {
+        let mut found = None;
+        for (digest, grant) in &self.0 {
+            if digest.matches(given) {
+                found = Some(grant.clone());
+            }
+        }
+        found
+    }
+
+    /// Whether no token is configured.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether some token has this role.
+    pub(super) fn has(&self, role: Role) -> bool {
+        self.0.iter().any(|(_, grant)| grant.roles.contains(&role))
+    }
+
+    /// Adds a token.
+    pub(super) fn add(&mut self, name: &str, token: &str, roles: &[Role]) {
+        self.0.push((TokenDigest::new(token), Grant { name: name.into(), roles: roles.into() }));
+    }
 }
 
 impl TokenFiles {
@@ -90,30 +155,73 @@ impl TokenFiles {
     pub(super) async fn current(&self) -> Result<TokenSet, TokenError> {
         let files = self.clone();
         let read = run_blocking("reading the tokens", move || {
-            let secret = |source, file: Option<PathBuf>| -> Result<Option<TokenDigest>, TokenError> {
-                Ok(read(source, file.as_deref())?.as_deref().map(TokenDigest::new))
-            };
-            Ok(TokenSet { write: secret(WRITE, files.write)?, read: secret(READ, files.read)? })
+            let mut all = TokenSet::default();
+            for (source, file) in [(WRITE, files.write), (READ, files.read)] {
+                all.0.append(&mut read(source, file.as_deref())?.0);
+            }
+            Ok(all)
         });
         read.await?
     }
 }
 
-/// The token configured here; `None` if none is configured.
+/// The tokens configured here.
 ///
 /// # Errors
-/// If it is configured and cannot be used.
-fn read(source: TokenSource, file: Option<&Path>) -> Result<Option<String>, TokenError> {
-    let (token, place) = match (std::env::var(source.variable), file) {
+/// If they are configured and cannot be used.
+fn read(source: TokenSource, file: Option<&Path>) -> Result<TokenSet, TokenError> {
+    let mut tokens = TokenSet::default();
+    let (text, place) = match (std::env::var(source.variable), file) {
         (Ok(token), _) => (token, source.variable.to_owned()),
-        (Err(_), None) => return Ok(None),
+        (Err(_), None) => return Ok(tokens),
         (Err(_), Some(file)) => (source.read_file(file)?, source.place(file)),
     };
-    let token = token.trim();
-    if token.len() < SHORTEST { Err(TokenError::Short(place)) } else { Ok(Some(token.to_owned())) }
+    for NamedToken { name, token, roles } in source.tokens(&text, &place)? {
+        if token.trim().len() < SHORTEST {
+            return Err(TokenError::Short(if name.is_empty() {
+                place
+            } else {
+                format!("{place}: `{name}`")
+            }));
+        }
+        if let Some(role) = roles.iter().find(|role| !source.roles.contains(role)) {
+            return Err(TokenError::Role { place, name, role: *role });
+        }
+        let name = if name.is_empty() { source.key } else { &name };
+        tokens.add(name, token.trim(), &roles);
+    }
+    Ok(tokens)
+}
+
+/// A file with several tokens.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TokenTable {
+    token: Vec<NamedToken>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NamedToken {
+    name: String,
+    token: String,
+    roles: Vec<Role>,
 }
 
 impl TokenSource {
+    /// The tokens in a text: one with all roles, or a table of them.
+    fn tokens(self, text: &str, place: &str) -> Result<Vec<NamedToken>, TokenError> {
+        if !text.contains("[[token]]") {
+            let (name, token) = (String::new(), text.to_owned());
+            return Ok(vec![NamedToken { name, token, roles: self.roles.to_vec() }]);
+        }
+        // The error's own text would quote the line, which may contain a token.
+        let why = |error: toml::de::Error| error.message().replace('\n', ", ");
+        let table: TokenTable = toml::from_str(text)
+            .map_err(|error| TokenError::Syntax { place: place.to_owned(), why: why(error) })?;
+        Ok(table.token)
+    }
+
     fn place(self, file: &Path) -> String {
         format!("`{}` {}", self.key, file.display())
     }
@@ -145,10 +253,45 @@ mod tests {
             assert!(why.contains("fewer than 16"), "{why}");
             write_secret(&file, "0123456789abcdef\n");
             let current = tokens.current().await.unwrap();
-            assert_eq!(
-                (current.write.is_some(), current.read.is_some()),
-                (tokens.write.is_some(), tokens.read.is_some())
-            );
+            let grant = current.grant(b"0123456789abcdef").unwrap();
+            assert_eq!(grant.roles.contains(&Role::PushPolicies), tokens.write.is_some());
+            assert_eq!(current.grant(b"0123456789abcde"), None);
         }
+    }
+
+    #[tokio::test]
+    async fn a_file_may_have_several_tokens_with_roles() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        let write = |text: &str| write_secret(&file, text);
+        let tokens = TokenFiles { write: Some(file.clone()), read: None };
+        write(
+            "[[token]]\nname = \"ci\"\ntoken = \"ci-0123456789abcdef\"\nroles = [\"push-policies\"]\n\
+             [[token]]\nname = \"eve\"\ntoken = \"eve-0123456789abcdef\"\nroles = [\"read\"]\n",
+        );
+        let current = tokens.current().await.unwrap();
+        let grant = current.grant(b"ci-0123456789abcdef").unwrap();
+        assert_eq!((&*grant.name, &*grant.roles), ("ci", &[Role::PushPolicies][..]));
+        assert!(current.has(Role::Read) && !current.has(Role::Operate));
+
+        let secret = "[[token]]\nname = \"a\"\ntoken = 0123456789abcdef\nroles = []\n";
+        for (text, why) in [
+            (secret, "admin.token_file"),
+            ("[[token]]\nname = \"a\"\ntoken = \"short\"\nroles = []\n", "`a` has fewer than 16"),
+            (
+                "[[token]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\nroles = [\"root\"]\n",
+                "unknown variant",
+            ),
+            ("[[token]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\n", "missing field `roles`"),
+        ] {
+            write(text);
+            let error = tokens.current().await.unwrap_err().to_string();
+            assert!(error.contains(why) && !error.contains("0123456789abcdef"), "{text}: {error}");
+        }
+        // The file for readers cannot permit more.
+        write("[[token]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\nroles = [\"operate\"]\n");
+        let readers = TokenFiles { write: None, read: Some(file.clone()) };
+        let error = readers.current().await.unwrap_err().to_string();
+        assert!(error.contains("does not grant"), "{error}");
     }
 }

@@ -1,7 +1,7 @@
 //! Write routes: push, roll back and release versions of policies.
 //!
 //! Requests are bounded in size, number and time. A change is applied as a whole between two batches,
-//! or not at all, and is logged.
+//! or not at all. Each write leaves an audit line: who, what, and the versions before and after.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,11 +13,15 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{post, put};
 use axum::{Extension, Router};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::registry::Registry;
 use serde_json::json;
 use tokio::sync::Semaphore;
 use tracing::info;
 
-use crate::admin::access::{AccessControl, Permission, RouteGuard, authorize};
+use crate::admin::access::{AccessControl, Caller, Permission, RouteGuard, authorize};
 use crate::admin::read::plugin_status;
 use crate::gateway::{Handle, OperatorResult};
 use crate::http_server::activity::Activity;
@@ -25,6 +29,7 @@ use crate::http_server::peer::Peer;
 use crate::http_server::refusals::shown;
 use crate::http_server::response::{discard, error_response, retry_later_response};
 use crate::policy::{Policies, Upload};
+use crate::telemetry::label_enum;
 
 /// Maximum size of a plugin, in bytes.
 const MAX_PLUGIN: usize = 64 * 1024 * 1024;
@@ -42,33 +47,87 @@ struct WriteApi {
     gateway: Handle,
     /// One upload at a time is held in memory.
     uploading: Arc<Semaphore>,
+    metrics: WriteMetrics,
 }
 
 /// The outcome of a write, for the log.
 #[derive(Clone)]
-struct AuditOutcome(String);
+struct AuditOutcome {
+    words: String,
+    /// The versions before and after, as `plugin:hash`.
+    before: String,
+    after: String,
+}
+
+label_enum! {
+    /// What a write does.
+    enum WriteOperation {
+        Push = "push",
+        Rollback = "rollback",
+        Release = "release",
+        Promote = "promote",
+        Abandon = "abandon",
+    }
+}
+
+label_enum! {
+    /// What became of a write.
+    enum WriteOutcome {
+        Applied = "applied",
+        Refused = "refused",
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WriteLabels {
+    operation: WriteOperation,
+    outcome: WriteOutcome,
+}
+
+/// Counts writes.
+#[derive(Clone, Debug, Default)]
+pub(super) struct WriteMetrics(Family<WriteLabels, Counter>);
+
+impl WriteMetrics {
+    pub(super) fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register(
+            "halley_admin_writes",
+            "Changes of policies over the admin API, by operation and outcome",
+            metrics.0.clone(),
+        );
+        metrics
+    }
+}
 
 /// The write routes.
-pub(super) fn router(gateway: Handle, access: AccessControl) -> Router {
-    Router::new()
+pub(super) fn router(gateway: Handle, access: &AccessControl, metrics: WriteMetrics) -> Router {
+    let guarded = |routes: Router<WriteApi>, needs| {
+        let guard = RouteGuard { access: access.clone(), needs };
+        routes
+            .route_layer(middleware::from_fn(audited))
+            .route_layer(middleware::from_fn_with_state(guard, authorize))
+    };
+    let pushes = Router::new()
         .route("/v1/plugins", put(push_several))
         .route("/v1/plugins/{name}", put(push_one))
+        .layer(DefaultBodyLimit::max(MAX_BODY));
+    let operations = Router::new()
         .route("/v1/plugins/{name}/rollback", post(roll_back))
         .route("/v1/plugins/{name}/release", post(release))
         .route("/v1/plugins/{name}/promote", post(promote))
-        .route("/v1/plugins/{name}/abandon", post(abandon))
-        .layer(DefaultBodyLimit::max(MAX_BODY))
-        .route_layer(middleware::from_fn(logged))
-        .route_layer(middleware::from_fn_with_state(
-            RouteGuard { access, needs: Permission::Write },
-            authorize,
-        ))
-        .with_state(WriteApi { gateway, uploading: Arc::new(Semaphore::new(1)) })
+        .route("/v1/plugins/{name}/abandon", post(abandon));
+    guarded(pushes, Permission::Push).merge(guarded(operations, Permission::Operate)).with_state(WriteApi {
+        gateway,
+        uploading: Arc::new(Semaphore::new(1)),
+        metrics,
+    })
 }
 
 /// Logs who changed what.
-async fn logged(
+async fn audited(
     Extension(from): Extension<Peer>,
+    Extension(Caller(token)): Extension<Caller>,
     Extension(activity): Extension<Arc<Activity>>,
     request: Request,
     next: Next,
@@ -76,9 +135,40 @@ async fn logged(
     activity.writes();
     let (method, path) = (request.method().clone(), shown(request.uri().path()).into_owned());
     let mut response = next.run(request).await;
-    let outcome = response.extensions_mut().remove::<AuditOutcome>().map(|AuditOutcome(words)| words);
-    info!(%from, %method, path, status = response.status().as_u16(), outcome, "a write");
+    let audit = response.extensions_mut().remove::<AuditOutcome>();
+    let (outcome, before, after) = match audit {
+        Some(AuditOutcome { words, before, after }) => (Some(words), Some(before), Some(after)),
+        None => (None, None, None),
+    };
+    info!(%from, token = token.as_deref(), %method, path, status = response.status().as_u16(), before, after, outcome, "audit: a write");
     response
+}
+
+/// The versions of these plugins, as `plugin:hash`.
+fn versions(gateway: &Handle, names: &[String]) -> String {
+    let status = gateway.policies().status();
+    let version = |name: &String| {
+        let active = status.plugins.iter().find(|plugin| plugin.name == *name)?;
+        Some(format!("{name}:{}", active.hash.short()))
+    };
+    names.iter().filter_map(version).collect::<Vec<_>>().join(" ")
+}
+
+/// Carries out a change of these plugins.
+async fn change<F>(
+    writes: &WriteApi,
+    operation: WriteOperation,
+    names: &[String],
+    change: impl FnOnce(Arc<Policies>) -> F,
+) -> Response
+where
+    F: Future<Output = OperatorResult> + Send + 'static,
+{
+    let before = versions(&writes.gateway, names);
+    let done = writes.gateway.apply(change).await;
+    let outcome = if done.is_ok() { WriteOutcome::Applied } else { WriteOutcome::Refused };
+    writes.metrics.0.get_or_create(&WriteLabels { operation, outcome }).inc();
+    response(writes, names, before, done)
 }
 
 async fn push_one(State(writes): State<WriteApi>, Path(name): Path<String>, request: Request) -> Response {
@@ -137,11 +227,8 @@ fn signature(headers: &HeaderMap) -> Option<Vec<u8>> {
 
 async fn push(writes: &WriteApi, uploads: Vec<Upload>) -> Response {
     let names: Vec<String> = uploads.iter().map(|upload| upload.name.clone()).collect();
-    response(
-        writes,
-        &names,
-        writes.gateway.apply(|policies| async move { policies.push(uploads).await }).await,
-    )
+    let push = |policies: Arc<Policies>| async move { policies.push(uploads).await };
+    change(writes, WriteOperation::Push, &names, push).await
 }
 
 #[derive(serde::Deserialize)]
@@ -155,40 +242,43 @@ async fn roll_back(
     Query(target): Query<RollbackQuery>,
 ) -> Response {
     let plugin = name.clone();
-    let change =
+    let roll_back =
         |policies: Arc<Policies>| async move { policies.rollback(&plugin, target.to.as_deref()).await };
-    let done = writes.gateway.apply(change).await;
-    response(&writes, &[name], done)
+    change(&writes, WriteOperation::Rollback, &[name], roll_back).await
 }
 
 async fn release(State(writes): State<WriteApi>, Path(name): Path<String>) -> Response {
     let plugin = name.clone();
-    let done = writes.gateway.apply(|policies| async move { policies.release(&plugin).await }).await;
-    response(&writes, &[name], done)
+    let release = |policies: Arc<Policies>| async move { policies.release(&plugin).await };
+    change(&writes, WriteOperation::Release, &[name], release).await
 }
 
 async fn promote(State(writes): State<WriteApi>, Path(name): Path<String>) -> Response {
     let plugin = name.clone();
-    let done = writes.gateway.apply(|policies| async move { policies.promote(&plugin).await }).await;
-    response(&writes, &[name], done)
+    let promote = |policies: Arc<Policies>| async move { policies.promote(&plugin).await };
+    change(&writes, WriteOperation::Promote, &[name], promote).await
 }
 
 async fn abandon(State(writes): State<WriteApi>, Path(name): Path<String>) -> Response {
     let plugin = name.clone();
-    let done = writes.gateway.apply(|policies| async move { policies.abandon(&plugin).await }).await;
-    response(&writes, &[name], done)
+    let abandon = |policies: Arc<Policies>| async move { policies.abandon(&plugin).await };
+    change(&writes, WriteOperation::Abandon, &[name], abandon).await
 }
 
 /// The active versions of these plugins, or why nothing changed.
-fn response(writes: &WriteApi, names: &[String], done: OperatorResult) -> Response {
+fn response(writes: &WriteApi, names: &[String], before: String, done: OperatorResult) -> Response {
+    let after = versions(&writes.gateway, names);
     match done {
         Ok(generation) => {
             let plugins: serde_json::Map<_, _> = names
                 .iter()
                 .filter_map(|name| Some((name.clone(), plugin_status(&writes.gateway, name)?)))
                 .collect();
-            let outcome = AuditOutcome(format!("generation {generation}: {}", names.join(", ")));
-            (Extension(outcome), Json(json!({ "generation": generation, "plugins": plugins })))
+            let words = format!("generation {generation}: {}", names.join(", "));
+            (
+                Extension(AuditOutcome { words, before, after }),
+                Json(json!({ "generation": generation, "plugins": plugins })),
+            )
                 .into_response()
         }
         Err(refused) => {
@@ -200,7 +290,8 @@ fn response(writes: &WriteApi, names: &[String], done: OperatorResult) -> Respon
                 StatusCode::NOT_FOUND
             };
             let body = json!({ "error": "refused; the active versions are unchanged", "problems": problems });
-            (status, Extension(AuditOutcome(refused.to_string())), Json(body)).into_response()
+            let words = refused.to_string();
+            (status, Extension(AuditOutcome { words, before, after }), Json(body)).into_response()
         }
     }
 }

@@ -4,8 +4,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpSocket;
 
 use crate::admin::{refused, with_a_policy};
-use crate::support::PATIENCE;
-use crate::support::gateway::RunningGateway;
+use crate::support::gateway::{RunningGateway, quoted};
+use crate::support::{PATIENCE, folder, secret};
 
 const WRITE: &str = "the-token-for-writes-of-this-story";
 const READ: &str = "the-token-for-reads-of-this-story";
@@ -38,8 +38,41 @@ async fn each_token_opens_its_routes() {
     let release =
         async |token| gateway.send("POST", "/v1/plugins/p/release", &[("authorization", token)], b"").await;
     let refused = release(&read).await;
-    assert!(refused.status == 403 && refused.body.contains("read-only"), "{}", refused.body);
+    assert!(refused.status == 403 && refused.body.contains("role `operate`"), "{}", refused.body);
     assert_eq!(release(&write).await.status, 200);
+}
+
+#[tokio::test]
+async fn roles_are_separate_and_writes_leave_an_audit_line() {
+    let files = folder("roles");
+    let file = files.path().join("tokens.toml");
+    secret(
+        &file,
+        "[[token]]\nname = \"ci\"\ntoken = \"ci-0123456789abcdef\"\nroles = [\"push-policies\"]\n\
+         [[token]]\nname = \"alice\"\ntoken = \"alice-0123456789abcdef\"\nroles = [\"operate\"]\n",
+    );
+    let settings = with_a_policy("named-roles").await;
+    let gateway = settings.set("admin", "token_file", quoted(&file.display().to_string())).start().await;
+    let (ci, alice) = (bearer("ci-0123456789abcdef"), bearer("alice-0123456789abcdef"));
+    let release =
+        async |token| gateway.send("POST", "/v1/plugins/p/release", &[("authorization", token)], b"").await;
+    let push =
+        async |token| gateway.send("PUT", "/v1/plugins/p", &[("authorization", token)], b"no wasm").await;
+    for token in [&ci, &alice] {
+        assert_eq!(gateway.send("GET", "/v1/plugins", &[("authorization", token)], b"").await.status, 200);
+    }
+    assert_eq!((release(&ci).await.status, push(&alice).await.status), (403, 403));
+    assert_eq!((release(&alice).await.status, push(&ci).await.status), (200, 422));
+    let released = gateway.wait_for_log("audit: a write").await;
+    assert_eq!((&released["token"], &released["path"]), (&"alice".into(), &"/v1/plugins/p/release".into()));
+    assert!(released["before"].as_str().is_some_and(|before| before.starts_with("p:")), "{released}");
+    assert_eq!(released["before"], released["after"], "nothing was overridden");
+    for (operation, outcome) in [("release", "applied"), ("push", "refused")] {
+        let series =
+            format!("halley_admin_writes_total{{operation=\"{operation}\",outcome=\"{outcome}\"}} 1");
+        let metrics = gateway.operate("GET", "/metrics", &[], b"").await.body;
+        assert!(metrics.contains(&series), "{series} not in\n{metrics}");
+    }
 }
 
 #[tokio::test]
