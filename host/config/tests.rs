@@ -267,7 +267,7 @@ fn names_that_kafka_refuses_are_mistakes() {
         ),
         ("[offline]\nnotify_topic = \"..\"", "`offline.notify_topic`: `..` is not a valid topic name"),
         ("[offline]\nnotify_topic = \"push.dead-letter\"", "are both `push.dead-letter`"),
-        ("[comets]\nnodes = [\"https://h:1\"]", "`comets.nodes`"),
+        ("[comets]\nnodes = [\"ftp://h:1\"]", "`comets.nodes`"),
         ("[comets]\nnodes = [\"ftp://h:1\"]", "`comets.nodes`"),
     ] {
         let mistakes = load(text, &[]).expect_err(text);
