@@ -64,10 +64,18 @@ pub async fn check_replay(config: &Config) -> Option<anyhow::Result<String>> {
     Some(match events.check().await {
         Ok(subscribed) => match subscribed.problem {
             Some(problem) => Err(anyhow::Error::msg(problem)),
-            None => Ok("redis publishes registrations of users".to_owned()),
+            None => may_scan(config).await.map(|()| "redis publishes registrations of users".to_owned()),
         },
         Err(error) => Err(error.into()),
     })
+}
+
+/// Whether a sweep is permitted.
+async fn may_scan(config: &Config) -> anyhow::Result<()> {
+    if let Some(redis) = Storage::open(config, &mut Registry::default())?.redis {
+        ReturnedUsers::new(redis).owners(redis_client::ScanCursor::default()).await?;
+    }
+    Ok(())
 }
 
 fn follow(

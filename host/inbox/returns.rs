@@ -149,7 +149,7 @@ impl ReturnedUsers {
     async fn run(&self, operation: &'static str, commands: Vec<Cmd>) -> Result<Vec<Value>, Unavailable> {
         let replies = self.client.run_reads(operation, commands).await?;
         match replies.iter().find_map(refusal) {
-            Some(Refusal::Denied(said) | Refusal::Other(said)) => Err(self.client.denied(operation, said)),
+            Some(Refusal::Denied(said) | Refusal::Other(said)) => Err(self.client.refused(operation, said)),
             Some(Refusal::WrongType) | None => Ok(replies),
         }
     }

@@ -310,6 +310,13 @@ impl RedisClient {
         problem
     }
 
+    /// The error if the server refuses a command that the gateway can do without: it is not a problem of
+    /// the connection, and only the caller reports it.
+    pub fn refused(&self, operation: &'static str, problem: String) -> Unavailable {
+        self.0.metrics.record_failure(operation);
+        Unavailable::new(ServerFailureKind::Denied, self.0.endpoint.clone(), operation, problem)
+    }
+
     async fn run(
         &self,
         transport: &Transport,

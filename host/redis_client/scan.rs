@@ -1,7 +1,12 @@
 //! Goes over keys in small steps, on one server or on the nodes of a cluster one after another.
 
+use std::time::Instant;
+
 use super::reply::{elements, text};
 use super::{RedisClient, Unavailable};
+
+/// The operation's name in metrics.
+const SCAN: &str = "scan_keys";
 
 /// How far a scan has come. While slots move, keys may be missed until the next scan.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,11 +29,13 @@ impl RedisClient {
     ) -> Result<(Vec<String>, Option<ScanCursor>), Unavailable> {
         let mut scan = redis::cmd("SCAN");
         scan.arg(at.cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(count);
-        let Some(reply) = self.0.reads.run_on_node("scan_keys", at.node, scan).await? else {
+        let started = Instant::now();
+        let scanned = self.0.reads.run_on_node(SCAN, at.node, scan).await;
+        let Some(reply) = self.record_call(SCAN, started, scanned)? else {
             return Ok((Vec::new(), None));
         };
         if let Some(refused) = super::refusal(&reply) {
-            return Err(self.denied("scan_keys", format!("{refused:?} (the ACL rule for it: `+scan`)")));
+            return Err(self.refused(SCAN, format!("{refused:?} (the ACL rule for it: `+scan`)")));
         }
         let mut parts = elements(reply).into_iter();
         let cursor = parts.next().and_then(|cursor| text(cursor).filled()?.parse().ok()).unwrap_or(0);

@@ -6,13 +6,16 @@ use redis::{Cmd, PushInfo, PushKind, Value};
 
 use super::reply::{Refusal, refusal};
 
+/// Called with each key that is written, while replies are read.
+type OnWrite = Box<dyn Fn(&[u8]) + Send + Sync>;
+
 /// What a connection subscribes to.
 pub(super) struct Subscriber {
     /// Channels, such as `__keyspace@0__:user:online:*`.
     pattern: String,
     /// The part of a channel before the key.
     channel: String,
-    on_write: Box<dyn Fn(&[u8]) + Send + Sync>,
+    on_write: OnWrite,
 }
 
 impl std::fmt::Debug for Subscriber {

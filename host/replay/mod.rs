@@ -5,9 +5,13 @@
 //! their ids. A replay stops at the first one that the comet does not take, and says where it stopped: what
 //! was pushed was acknowledged by the comet. It pushes one page; the caller continues from `next`.
 
+mod metrics;
 mod on_return;
+mod registrations;
 
-pub use on_return::{Metrics, Registrations, ReplayOnReturn, ReplayTiming};
+pub use metrics::Metrics;
+pub use on_return::{ReplayOnReturn, ReplayTiming};
+pub use registrations::{RegistrationQueue, Registrations};
 
 use std::time::{Duration, Instant};
 

@@ -15,10 +15,6 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -28,13 +24,12 @@ use crate::inbox::{Cursor, DeviceId, InboxReader, KeyEvents, PageQuery, Register
 use crate::message::UserId;
 use crate::panics;
 use crate::pipeline::{Pipeline, Pusher};
+use crate::replay::metrics::{Metrics, ReplayOutcome};
+use crate::replay::registrations::{Registration, RegistrationQueue};
 use crate::replay::{ReplayError, Replayer};
-use crate::telemetry::{label_enum, metrics};
 
 /// The device whose position says what was replayed on return.
 const DEVICE: &str = "halley-replay";
-/// Registrations that may wait.
-const QUEUE: usize = 10_000;
 /// Users that are looked at together.
 const BATCH: usize = 256;
 /// Replays that run at once.
@@ -50,44 +45,6 @@ const SWEEP_PAUSE: Duration = Duration::from_millis(5);
 /// How often a connection that the directory does not know yet is looked for.
 const ATTEMPTS: u32 = 4;
 
-label_enum! {
-    /// How a replay ended.
-    enum ReplayOutcome {
-        /// Everything was pushed.
-        Replayed = "replayed",
-        /// There was nothing to push.
-        CaughtUp = "caught-up",
-        /// The user was gone.
-        NotConnected = "not-connected",
-        /// The comet did not take a message, or the inbox could not be read. The next sweep tries again.
-        Failed = "failed",
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OutcomeLabels {
-    outcome: ReplayOutcome,
-}
-
-metrics! {
-    /// Metrics of replays on return.
-    #[derive(Clone, Debug)]
-    pub struct Metrics {
-        /// Replays to users who returned, by outcome.
-        replays: Family<OutcomeLabels, Counter> = "halley_replay_on_return";
-        /// Messages that were pushed to users who returned.
-        messages: Counter = "halley_replay_on_return_messages";
-        /// Registrations of users that Redis published.
-        events: Counter = "halley_replay_events";
-        /// Published registrations that were dropped because too many waited; a sweep follows.
-        dropped: Counter = "halley_replay_events_dropped";
-        /// Sweeps over all inboxes that this gateway has completed.
-        sweeps: Counter = "halley_replay_sweeps";
-        /// 1 while Redis publishes registrations to this gateway.
-        subscribed: Gauge = "halley_replay_subscribed";
-    }
-}
-
 /// When replays begin, and how often all inboxes are looked at.
 #[derive(Clone, Copy, Debug)]
 pub struct ReplayTiming {
@@ -95,20 +52,6 @@ pub struct ReplayTiming {
     pub delay: Duration,
     /// The time between two sweeps.
     pub sweep_interval: Duration,
-}
-
-/// A user who may have returned.
-struct Registration {
-    user: UserId,
-    at: Instant,
-}
-
-/// Receives registrations, without blocking.
-#[derive(Clone)]
-pub struct Registrations {
-    queue: mpsc::Sender<Registration>,
-    dropped: Arc<AtomicU64>,
-    metrics: Metrics,
 }
 
 /// The task that replays on return.
@@ -132,32 +75,6 @@ struct Replays {
     running: Arc<Semaphore>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
-}
-
-impl Registrations {
-    /// A queue, and its other end for [`ReplayOnReturn::new`].
-    pub fn queue(metrics: Metrics) -> (Self, RegistrationQueue) {
-        let (queue, registered) = mpsc::channel(QUEUE);
-        let dropped = Arc::<AtomicU64>::default();
-        let registrations = Self { queue, dropped: Arc::clone(&dropped), metrics: metrics.clone() };
-        (registrations, RegistrationQueue { registered, dropped, metrics })
-    }
-
-    /// A user was registered.
-    pub fn push(&self, user: UserId) {
-        self.metrics.events.inc();
-        if self.queue.try_send(Registration { user, at: Instant::now() }).is_err() {
-            self.metrics.dropped.inc();
-            self.dropped.fetch_add(1, Relaxed);
-        }
-    }
-}
-
-/// The receiving end of [`Registrations`].
-pub struct RegistrationQueue {
-    registered: mpsc::Receiver<Registration>,
-    dropped: Arc<AtomicU64>,
-    metrics: Metrics,
 }
 
 impl ReplayOnReturn {
@@ -190,7 +107,7 @@ impl ReplayOnReturn {
     pub async fn run(self) {
         let Self { replays, events, mut registered, dropped, warning } = self;
         let shutdown = replays.shutdown.clone();
-        let follow = replays.follow(&mut registered);
+        let follow = replays.follow(&mut registered, &dropped);
         let sweep = replays.watch(events.as_ref(), &dropped, &warning);
         let both = async { tokio::join!(follow, sweep) };
         shutdown.run_until_cancelled(both).await;
@@ -199,15 +116,16 @@ impl ReplayOnReturn {
 
 impl Replays {
     /// Looks at users `delay` after their registration.
-    async fn follow(self: &Arc<Self>, registered: &mut mpsc::Receiver<Registration>) {
+    async fn follow(self: &Arc<Self>, registered: &mut mpsc::Receiver<Registration>, dropped: &AtomicU64) {
         let mut batch = Vec::with_capacity(BATCH);
         while registered.recv_many(&mut batch, BATCH).await > 0 {
             let last = batch.last().map_or_else(Instant::now, |registration: &Registration| registration.at);
             tokio::time::sleep_until((last + self.timing.delay).into()).await;
             let users: Vec<UserId> = batch.drain(..).map(|registration| registration.user).collect();
-            // While Redis is unreachable, the sweep after it recovers finds them.
             if let Err(error) = self.look_at(&users, Duration::ZERO).await {
-                tracing::debug!(%error, "cannot look at users who returned");
+                tracing::debug!(%error, "cannot look at users who returned; a sweep follows");
+                self.metrics.dropped.inc_by(users.len() as u64);
+                dropped.fetch_add(users.len() as u64, Relaxed);
             }
         }
     }
@@ -220,11 +138,12 @@ impl Replays {
         warning: &watch::Sender<Option<String>>,
     ) {
         let (mut epoch, mut lost, mut due) = (0, 0, Instant::now());
+        let mut swept = None;
         loop {
-            let mut may_have_missed = false;
+            let (mut may_have_missed, mut problem) = (false, None);
             if let Some(events) = events {
                 let checked = events.check().await;
-                let problem = match &checked {
+                problem = match &checked {
                     Ok(subscribed) => subscribed.problem.clone(),
                     Err(error) => Some(error.to_string()),
                 };
@@ -232,16 +151,19 @@ impl Replays {
                 if let Ok(subscribed) = checked {
                     may_have_missed = subscribed.epoch != std::mem::replace(&mut epoch, subscribed.epoch);
                 }
-                report(warning, problem, self.timing.sweep_interval);
             }
+            report(warning, warning_text(problem, swept.as_deref(), self.timing.sweep_interval));
             let count = dropped.load(Relaxed);
             may_have_missed |= count != std::mem::replace(&mut lost, count);
             let is_due = Instant::now() >= due;
             if may_have_missed || is_due && self.is_my_turn().await {
                 match self.sweep().await {
-                    Ok(()) => drop(self.metrics.sweeps.inc()),
+                    Ok(()) => {
+                        swept = None;
+                        self.metrics.sweeps.inc();
+                    }
                     Err(error) => {
-                        tracing::debug!(%error, "cannot sweep inboxes");
+                        swept = Some(format!("cannot look for users who returned: {error}"));
                         // What was missed is still to be found.
                         lost = if may_have_missed { u64::MAX } else { lost };
                     }
@@ -324,7 +246,7 @@ impl Replays {
                 ReplayError::Unavailable(_) => ReplayOutcome::Failed,
             }
         });
-        self.metrics.replays.get_or_create(&OutcomeLabels { outcome }).inc();
+        self.metrics.ended(outcome);
         if matches!(outcome, ReplayOutcome::Replayed | ReplayOutcome::CaughtUp) {
             self.done.lock().insert(user, found, REMEMBERED_FOR, Instant::now());
         }
@@ -372,19 +294,44 @@ impl Replays {
     }
 }
 
-/// Warns of a subscription that does not work, and logs that once.
-fn report(warning: &watch::Sender<Option<String>>, problem: Option<String>, sweep: Duration) {
-    let text = problem.map(|problem| {
-        let sweep = humantime::format_duration(sweep);
-        format!("`[offline] replay`: {problem}; users who return get their messages with the next sweep (every {sweep})")
-    });
-    let is_new = *warning.borrow() != text;
-    if !is_new {
+/// What is wrong with the subscription or the last sweep, and what that means.
+fn warning_text(subscription: Option<String>, sweep: Option<&str>, interval: Duration) -> Option<String> {
+    if let Some(sweep) = sweep {
+        return Some(format!(
+            "`[offline] replay`: {sweep}; who returns without being noticed gets nothing until this is mended"
+        ));
+    }
+    let interval = humantime::format_duration(interval);
+    subscription.map(|problem| {
+        format!(
+            "`[offline] replay`: {problem}; users who return get their messages with the next sweep (every {interval})"
+        )
+    })
+}
+
+/// Warns, and logs changes once.
+fn report(warning: &watch::Sender<Option<String>>, text: Option<String>) {
+    if *warning.borrow() == text {
         return;
     }
     match &text {
         Some(text) => tracing::warn!("{text}"),
-        None => tracing::info!("redis publishes registrations of users to this gateway"),
+        None => tracing::info!("`[offline] replay`: users who return are noticed"),
     }
     warning.send_replace(text);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sweep_that_fails_is_worse_than_no_subscription() {
+        let text = |subscription: Option<&str>, sweep| {
+            warning_text(subscription.map(str::to_owned), sweep, Duration::from_secs(60))
+        };
+        assert_eq!(text(None, None), None);
+        assert!(text(Some("no events"), None).is_some_and(|text| text.contains("next sweep (every 1m)")));
+        assert!(text(Some("no events"), Some("denied")).is_some_and(|text| text.contains("gets nothing")));
+    }
 }

@@ -31,7 +31,7 @@ async fn archiving(name: &str, database: &MariaDb, redis: &Redis) -> (String, Ga
 }
 
 /// `halley archive init`.
-async fn init(settings: &Gateway, args: &[&str]) -> Output {
+pub async fn init(settings: &Gateway, args: &[&str]) -> Output {
     let folder = folder("archive");
     let file = folder.path().join("halley.toml");
     std::fs::write(&file, settings.toml()).expect("written");

@@ -1,7 +1,8 @@
 //! Users who leave and return under load, while gateways are killed, comets die and Redis is restarted: what
-//! is decided for a user is delivered live or in the inbox, and two devices with cursors of their own replay
-//! all of it, in order.
+//! is decided for a user is delivered live or in the inbox and, with the archive, in MySQL, and two devices
+//! with cursors of their own replay all of it, in order.
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -9,15 +10,18 @@ use halley::api::proto::inbox::inbox_client::InboxClient;
 use halley::api::proto::inbox::{AcknowledgeRequest, Owner, Page, ReadRequest, ReplayRequest, owner};
 use halley::message::MESSAGE_ID;
 use parking_lot::Mutex;
+use sqlx::Row as _;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 use super::world::dead_letters;
 use super::{seeded, some_time};
+use crate::archive;
 use crate::support::comet::{Dialect, FakeComet, Serves, To};
 use crate::support::gateway::{Gateway, RunningGateway, gateway, quoted};
-use crate::support::history::{UserHistory, UserReport};
+use crate::support::history::{SentMessage, UserHistory, UserReport};
 use crate::support::kafka::kafka;
+use crate::support::mariadb::MariaDb;
 use crate::support::redis::Redis;
 use crate::support::{PATIENCE, eventually, free_port, print_uncaptured};
 
@@ -31,6 +35,8 @@ struct Coming {
     topic: String,
     comets: Vec<FakeComet>,
     redis: tokio::sync::Mutex<Redis>,
+    /// Of the archive, if there is one.
+    database: Option<MariaDb>,
     api: String,
     users: Vec<String>,
     history: Mutex<UserHistory>,
@@ -47,7 +53,15 @@ pub async fn coming_and_going(serves: Serves, users: usize, lasts: Duration) {
     if !redis.can_stop("users who come and go") {
         return;
     }
-    let settings = settings(&topic, &redis, &api).set("kafka", "instance_id", quoted("gateway-0"));
+    let mut settings = settings(&topic, &redis, &api).set("kafka", "instance_id", quoted("gateway-0"));
+    let database = match serves {
+        // Once is enough.
+        Serves::Calls => None,
+        Serves::Streams => MariaDb::start("users who come and go").await,
+    };
+    if let Some(database) = &database {
+        settings = archiving(settings, &topic, database).await;
+    }
     let (one, other) = (
         FakeComet::start_serving(Dialect::Chatroom, serves).await,
         FakeComet::start_serving(Dialect::Chatroom, serves).await,
@@ -56,6 +70,7 @@ pub async fn coming_and_going(serves: Serves, users: usize, lasts: Duration) {
         topic,
         comets: vec![one, other],
         redis: tokio::sync::Mutex::new(redis),
+        database,
         api,
         users: (0..users).map(|user| format!("user-{user}")).collect(),
         // What a killed gateway had stored is stored again.
@@ -77,6 +92,20 @@ pub async fn coming_and_going(serves: Serves, users: usize, lasts: Duration) {
     ));
     report.assert_exactly_once_in_order();
     assert!(report.live > 0 && report.stored > 0 && returns > users);
+}
+
+/// Archives to this database.
+async fn archiving(settings: Gateway, topic: &str, database: &MariaDb) -> Gateway {
+    let archive_topic = format!("{topic}.archive");
+    kafka().create_topic(&archive_topic, 2).await;
+    let settings = settings
+        .set("archive", "enabled", true)
+        .set("archive", "topic", quoted(&archive_topic))
+        .set("archive", "group", quoted(&format!("{topic}-archive")))
+        .set("archive", "url", quoted(&database.url()))
+        .set("archive", "max_wait", quoted("50ms"));
+    archive::init(&settings, &[]).await;
+    settings
 }
 
 fn settings(topic: &str, redis: &Redis, api: &str) -> Gateway {
@@ -170,6 +199,9 @@ impl Coming {
     /// What became of every message. Another device of each user reads everything at the end.
     async fn report(&self, phones: Vec<Device>) -> UserReport {
         let mut history = self.history.lock().clone();
+        if let Some(database) = &self.database {
+            history.archived = Some(self.archived(database).await);
+        }
         for mut phone in phones {
             let mut tablet = Device::new(&phone.user, "tablet");
             for device in [&mut phone, &mut tablet] {
@@ -193,6 +225,29 @@ impl Coming {
             history.dead_lettered.insert(letter.header(MESSAGE_ID).expect("an id"));
         }
         history.check()
+    }
+}
+
+impl Coming {
+    /// The archive of each user, once the archivers have committed everything.
+    async fn archived(&self, database: &MariaDb) -> BTreeMap<String, Vec<String>> {
+        let (group, topic) = (format!("{}-archive", self.topic), format!("{}.archive", self.topic));
+        let all = async || (kafka().committed(&group, &topic).await == kafka().ends(&topic)).then_some(());
+        eventually("the archivers to commit", 2 * PATIENCE, all).await;
+        let sent: Vec<String> = self.history.lock().decided.values().flatten().cloned().collect();
+        let ids: HashMap<(i32, i64), String> = sent
+            .into_iter()
+            .map(|id| SentMessage::new("", 0, id))
+            .map(|sent| ((sent.partition, sent.offset), sent.id))
+            .collect();
+        let mut archived = BTreeMap::<String, Vec<String>>::new();
+        let query = "SELECT user, part, off FROM halley_inbox ORDER BY sent_ms, topic, part, off";
+        for row in database.rows(query).await {
+            let user = String::from_utf8(row.try_get(0).expect("bytes")).expect("text");
+            let place = (row.try_get(1).expect("a number"), row.try_get(2).expect("a number"));
+            archived.entry(user).or_default().push(ids.get(&place).cloned().unwrap_or_default());
+        }
+        archived
     }
 }
 
