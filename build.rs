@@ -15,7 +15,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             println!("cargo:rerun-if-changed={file}");
         }
     }
-    println!("cargo:rustc-env=HALLEY_REVISION={}", git_revision());
+    // Packages and images are built without git.
+    println!("cargo:rerun-if-env-changed=HALLEY_REVISION");
+    let revision = std::env::var("HALLEY_REVISION").ok().filter(|named| !named.is_empty());
+    println!("cargo:rustc-env=HALLEY_REVISION={}", revision.unwrap_or_else(git_revision));
 
     let files = protox::compile(PROTOS, ["proto"])?;
     // Only the server side of comets is generated: the gateway calls them with a codec that sends

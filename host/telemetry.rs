@@ -4,8 +4,10 @@
 //! text: see [`escape`].
 
 pub mod escape;
+pub mod exposition;
 mod fields;
 mod metrics;
+mod process;
 mod sink;
 mod throttle;
 
@@ -114,8 +116,9 @@ pub fn init(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Registers the metrics of the log.
+/// Registers the metrics of the process and of its log.
 pub fn register(registry: &mut Registry) {
+    process::register(registry);
     registry.register("halley_log_lines_dropped", "Log lines that could not be written", sink::dropped());
 }
 

@@ -164,7 +164,10 @@ async fn health_metrics_and_the_api_answer() {
     ];
     let missing: Vec<_> = promised.iter().filter(|name| !metrics.contains(**name)).collect();
     assert!(missing.is_empty(), "{missing:?} not in\n{metrics}");
-    assert!(metrics.ends_with("# EOF\n"), "OpenMetrics");
+    assert!(!metrics.contains("# EOF"), "plain text unless OpenMetrics is asked for");
+    let accept = [("Accept", "application/openmetrics-text;version=1.0.0,text/plain;q=0.5")];
+    let open = gateway.send("GET", "/metrics", &accept, &[]).await;
+    assert!(open.body.ends_with("# EOF\n"), "OpenMetrics");
 }
 
 #[tokio::test]

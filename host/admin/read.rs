@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{Path, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
@@ -25,6 +25,7 @@ use crate::http_server::refusals::{RefusalReason, Refusals};
 use crate::http_server::response::{error_response, retry_later_response};
 use crate::message::{CometAddr, RoomId};
 use crate::router::{Route, ShareKind};
+use crate::telemetry::exposition::{self, Exposition};
 
 /// Deadline of a look-up for `/v1/routes/{room}`.
 const ROUTE_DEADLINE: Duration = Duration::from_secs(5);
@@ -51,8 +52,17 @@ pub(super) struct ReadApi {
 /// The rendered metrics, shared by all requests that wait for them.
 struct Metrics {
     concurrency: ConcurrencyLimiter,
-    /// The last rendering, and when it started.
-    text: Mutex<Option<(Instant, Bytes)>>,
+    /// The last rendering.
+    rendered: Mutex<Option<Rendered>>,
+}
+
+/// All metrics at one time.
+struct Rendered {
+    /// When the rendering started.
+    since: Instant,
+    openmetrics: Bytes,
+    /// Made for the first client that wants it.
+    text: Option<Bytes>,
 }
 
 impl ReadApi {
@@ -64,7 +74,7 @@ impl ReadApi {
             lists: Arc::new(ConcurrencyLimiter::new(LISTS)),
             metrics: Arc::new(Metrics {
                 concurrency: ConcurrencyLimiter::new(METRICS),
-                text: Mutex::default(),
+                rendered: Mutex::default(),
             }),
         }
     }
@@ -122,10 +132,14 @@ async fn ready(State(ReadApi { gateway, .. }): State<ReadApi>) -> Response {
     (status, Json(response)).into_response()
 }
 
-async fn metrics(State(reads): State<ReadApi>) -> Response {
-    const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    match reads.metrics.text(&reads.gateway).await {
-        Ok(Ok(text)) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
+async fn metrics(State(reads): State<ReadApi>, headers: HeaderMap) -> Response {
+    // Several lines of one header are one list.
+    let accept: Vec<_> =
+        headers.get_all(header::ACCEPT).iter().filter_map(|line| line.to_str().ok()).collect();
+    let format = Exposition::negotiate(&accept.join(","));
+    let described = [(header::CONTENT_TYPE, format.content_type()), (header::VARY, "Accept")];
+    match reads.metrics.render(&reads.gateway, format).await {
+        Ok(Ok(text)) => (described, text).into_response(),
         Ok(Err(error)) => error_response(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
         Err(Busy(wait)) => reads.busy(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -137,21 +151,40 @@ async fn metrics(State(reads): State<ReadApi>) -> Response {
 
 impl Metrics {
     /// The metrics at the time of the call or later.
-    async fn text(&self, gateway: &Handle) -> Result<Result<Bytes, std::fmt::Error>, Busy> {
+    async fn render(
+        &self,
+        gateway: &Handle,
+        format: Exposition,
+    ) -> Result<Result<Bytes, std::fmt::Error>, Busy> {
         let asked = Instant::now();
         let _turn = self.concurrency.next().await?;
-        let mut text = self.text.lock().await;
-        if let Some((since, text)) = &*text
-            && *since >= asked
-        {
-            return Ok(Ok(text.clone()));
-        }
+        let mut last = self.rendered.lock().await;
+        let rendered = match last.take().filter(|last| last.since >= asked) {
+            Some(rendered) => rendered,
+            None => match Rendered::now(gateway) {
+                Ok(rendered) => rendered,
+                Err(error) => return Ok(Err(error)),
+            },
+        };
+        Ok(Ok(last.insert(rendered).in_format(format)))
+    }
+}
+
+impl Rendered {
+    fn now(gateway: &Handle) -> Result<Self, std::fmt::Error> {
         let since = Instant::now();
-        let written = gateway.metrics().map(Bytes::from);
-        if let Ok(written) = &written {
-            *text = Some((since, written.clone()));
+        Ok(Self { since, openmetrics: gateway.metrics()?.into(), text: None })
+    }
+
+    fn in_format(&mut self, format: Exposition) -> Bytes {
+        match format {
+            Exposition::OpenMetrics => self.openmetrics.clone(),
+            Exposition::Text => {
+                let openmetrics = &self.openmetrics;
+                let make = || exposition::to_text(&String::from_utf8_lossy(openmetrics)).into();
+                self.text.get_or_insert_with(make).clone()
+            }
         }
-        Ok(written)
     }
 }
 

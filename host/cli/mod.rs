@@ -9,6 +9,7 @@ mod dead_letter;
 mod demo;
 mod explain;
 mod generate;
+mod health;
 mod inbox;
 mod message_spec;
 mod offsets;
@@ -48,6 +49,9 @@ enum Command {
     Demo(demo::Args),
     /// Checks configuration and plugins without starting, and reports every mistake.
     Check(check::Args),
+    /// Checks that the gateway on this machine is ready, for health checks: exit code 0, or 1 with the
+    /// reasons.
+    Health(health::Args),
     /// Shows where a message would go, and why, without sending it.
     Explain(explain::Args),
     /// Creates, builds, tests and benchmarks policies; changes those of a running gateway.
@@ -86,6 +90,7 @@ impl Cli {
             Command::Run(args) => run::run(args),
             Command::Demo(args) => demo::run(args),
             Command::Check(args) => check::run(args),
+            Command::Health(args) => health::run(args),
             Command::Explain(args) => explain::run(args),
             Command::Plugin(args) => plugin::run(args),
             Command::Replay(args) => replay::run(args),

@@ -5,9 +5,10 @@
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeLabelSet, EncodeMetric as _};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -72,9 +73,9 @@ impl Metrics {
         metrics
     }
 
-    /// The lag under another name, for a process with two consumers.
-    pub fn lag_collector(&self, name: &'static str) -> LagCollector {
-        LagCollector { name, live: self.live.clone() }
+    /// The lag, in records and in seconds, under other names, for a process with two consumers.
+    pub fn lag_collector(&self, names: [&'static str; 2]) -> LagCollector {
+        LagCollector { names, live: self.live.clone() }
     }
 
     /// Sets where each scrape reads the partitions.
@@ -121,6 +122,7 @@ pub(super) struct PartitionSnapshot {
     pub(super) unsettled: usize,
     pub(super) paused: bool,
     pub(super) lag: Option<i64>,
+    pub(super) lag_duration: Option<Duration>,
 }
 
 impl Collector for PartitionCollector {
@@ -139,6 +141,7 @@ impl Collector for PartitionCollector {
             ConstGauge::new(number(value)).encode(metric)?;
         }
         encode_each(&mut encoder, "halley_consumer_lag", LAG, &seen, |seen| seen.lag)?;
+        encode_each(&mut encoder, "halley_consumer_lag_seconds", LAG_SECONDS, &seen, lag_seconds)?;
         encode_each(&mut encoder, "halley_unsettled_records", "Records in flight", &seen, |seen| {
             Some(number(seen.unsettled))
         })
@@ -146,28 +149,37 @@ impl Collector for PartitionCollector {
 }
 
 const LAG: &str = "Records between the group's position and the end of a partition";
+const LAG_SECONDS: &str =
+    "Age of the first record of a partition that is not settled, and at least how long that has been so";
+
+fn lag_seconds(seen: &PartitionSnapshot) -> Option<f64> {
+    seen.lag_duration.map(|age| age.as_secs_f64())
+}
 
 /// The lag of a consumer whose other metrics are not exported.
 #[derive(Clone, Debug)]
 pub struct LagCollector {
-    name: &'static str,
+    /// The names of the lag in records, and of that in seconds.
+    names: [&'static str; 2],
     live: PartitionCollector,
 }
 
 impl Collector for LagCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let seen = self.live.0.get().map_or_else(Vec::new, |snapshots| snapshots());
-        encode_each(&mut encoder, self.name, LAG, &seen, |seen| seen.lag)
+        let [records, seconds] = self.names;
+        encode_each(&mut encoder, records, LAG, &seen, |seen| seen.lag)?;
+        encode_each(&mut encoder, seconds, LAG_SECONDS, &seen, lag_seconds)
     }
 }
 
 /// Encodes a gauge with a series for each partition.
-fn encode_each(
+fn encode_each<N: EncodeGaugeValue>(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
     seen: &[PartitionSnapshot],
-    value: fn(&PartitionSnapshot) -> Option<i64>,
+    value: fn(&PartitionSnapshot) -> Option<N>,
 ) -> Result<(), fmt::Error> {
     let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
     for partition in seen {
@@ -227,7 +239,7 @@ mod tests {
                 };
                 partitions.accept(nothing, std::time::Instant::now());
             }
-            partitions.get_mut(&key).expect("is assigned").set_log_range(0, 9);
+            partitions.get_mut(&key).expect("is assigned").set_log_range(0, 9, std::time::Instant::now());
             partitions.get_mut(&key).expect("is assigned").pause();
             stream
         };

@@ -52,6 +52,8 @@ pub(crate) struct Partition {
     metadata: Option<CommitMetadata>,
     /// The log's first available offset, and the one after its last.
     log_range: Option<(i64, i64)>,
+    /// The position that was behind the end of the log when that was last seen, and since when.
+    behind: Option<(i64, Instant)>,
     /// Set while no records arrive, to tell the operator why.
     stall: Option<StallGuard>,
     closing: CancellationToken,
@@ -137,6 +139,7 @@ impl Partition {
             start_offset: None,
             metadata: None,
             log_range: None,
+            behind: None,
             stall: None,
             closing,
             cancel,
@@ -247,7 +250,7 @@ impl Partition {
             let size = record.size();
             self.waiting_bytes = self.waiting_bytes.saturating_sub(size);
             self.admitted_at = now;
-            let ack = self.offsets.admit(record.origin.offset, size);
+            let ack = self.offsets.admit(record.origin.offset, size, record.timestamp_ms);
             slot.send(InFlightRecord { record: Arc::new(record), ack });
         }
     }

@@ -20,6 +20,9 @@ use crate::stalls::Stalls;
 /// Bytes of archive records in flight.
 const IN_FLIGHT_BYTES: usize = 128 << 20;
 
+/// The names of the archive consumer's lag, in records and in seconds.
+const ARCHIVE_LAG: [&str; 2] = ["halley_archive_consumer_lag", "halley_archive_consumer_lag_seconds"];
+
 /// A running archiver. Stop it with [`RunningArchiver::stop`].
 pub struct RunningArchiver {
     consumer: Consumer,
@@ -89,7 +92,7 @@ impl RunningArchiver {
             ..config.kafka.clone()
         };
         let consumer_metrics = consumer::Metrics::register(&mut Registry::default());
-        registry.register_collector(Box::new(consumer_metrics.lag_collector("halley_archive_consumer_lag")));
+        registry.register_collector(Box::new(consumer_metrics.lag_collector(ARCHIVE_LAG)));
         let consumer = Consumer::start(&kafka, &[], limits, consumer_metrics, stalls, Box::new(spawn_worker))
             .context("cannot start the consumer of the archive topic; check [kafka] and [archive]")?;
         let upkeep = Arc::clone(&archiver).maintain(shutdown.clone());

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -22,11 +23,24 @@ use crate::policy::{self, Policies};
 use crate::replay::{ReplayError, Replayed, Replayer};
 use crate::router::Route;
 use crate::stalls::Stall;
+use crate::telemetry::metrics;
+
+metrics! {
+    /// What `/readyz` says, as metrics. Set at each scrape.
+    #[derive(Clone, Debug, Default)]
+    pub(super) struct ReadinessMetrics {
+        /// Whether the gateway delivers (1): `/readyz` says why not.
+        ready: Gauge = "halley_ready";
+        /// Whether Redis answers and permits what is needed (1).
+        redis_up: Gauge = "halley_redis_up";
+    }
+}
 
 /// A view of a running gateway, for the admin API. Cheap to clone.
 #[derive(Clone)]
 pub struct Handle {
     pub(super) registry: Arc<Registry>,
+    pub(super) readiness: ReadinessMetrics,
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) inbox: Arc<dyn InboxReader>,
     pub(super) erasure: Erasure,
@@ -102,6 +116,8 @@ impl Handle {
     /// # Errors
     /// Never in practice: writing to a string does not fail.
     pub fn metrics(&self) -> Result<String, std::fmt::Error> {
+        self.readiness.ready.set(i64::from(self.problems().is_empty()));
+        self.readiness.redis_up.set(i64::from(self.directory.borrow().is_none()));
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
         Ok(text)

@@ -116,6 +116,7 @@ impl Gateway {
         tasks.spawn(policy::watch(Arc::clone(&pipeline.policies), sources, shutdown.clone()));
         tasks.spawn(policy::supervise(Arc::clone(&pipeline.policies), shutdown.clone()));
         let handle = Handle {
+            readiness: handle::ReadinessMetrics::register(&mut registry),
             registry: Arc::new(registry),
             pipeline,
             inbox: Arc::clone(&storage.inbox_reader),

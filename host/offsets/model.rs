@@ -48,7 +48,7 @@ fn settle_in_threads(lost: Option<i64>) {
         thread::spawn(move || commit(&offsets, &begun))
     };
     for offset in 0..RECORDS {
-        let ack = offsets.admit(offset, 10);
+        let ack = offsets.admit(offset, 10, None);
         senders[offset as usize % 3].send((offset, ack)).expect("its thread runs");
     }
     drop(senders);

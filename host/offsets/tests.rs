@@ -7,7 +7,7 @@ use super::{OffsetTracker, UnsettledCount};
 #[test]
 fn the_watermark_waits_for_the_oldest_record() {
     let offsets = OffsetTracker::default();
-    let [a, b, c] = [10, 11, 14].map(|offset| offsets.admit(offset, 100));
+    let [a, b, c] = [10, 11, 14].map(|offset| offsets.admit(offset, 100, None));
     assert_eq!(offsets.watermark(), None);
     b.settle();
     assert_eq!(offsets.watermark(), None);
@@ -20,9 +20,21 @@ fn the_watermark_waits_for_the_oldest_record() {
 }
 
 #[test]
+fn the_first_unsettled_record_tells_its_age() {
+    let offsets = OffsetTracker::default();
+    let [a, b, c] = [(0, Some(7)), (1, None), (2, Some(5))].map(|(offset, at)| offsets.admit(offset, 1, at));
+    assert_eq!(offsets.first_timestamp_ms(), Some(7), "the watermark waits for this one");
+    c.settle();
+    a.settle();
+    assert_eq!(offsets.first_timestamp_ms(), None, "Kafka does not know");
+    b.settle();
+    assert_eq!(offsets.first_timestamp_ms(), None);
+}
+
+#[test]
 fn a_dropped_handle_holds_the_watermark() {
     let offsets = OffsetTracker::default();
-    let [a, b, c] = [0, 1, 2].map(|offset| offsets.admit(offset, 1));
+    let [a, b, c] = [0, 1, 2].map(|offset| offsets.admit(offset, 1, None));
     a.settle();
     drop(b);
     c.settle();
@@ -33,8 +45,8 @@ fn a_dropped_handle_holds_the_watermark() {
 #[test]
 fn a_duplicate_record_counts_once() {
     let offsets = OffsetTracker::default();
-    let first = offsets.admit(5, 10);
-    let again = offsets.admit(5, 10);
+    let first = offsets.admit(5, 10, None);
+    let again = offsets.admit(5, 10, None);
     assert_eq!(offsets.unsettled(), UnsettledCount { records: 1, bytes: 10 });
     again.settle();
     assert_eq!(offsets.watermark(), None, "the first one has no outcome yet");
@@ -46,8 +58,8 @@ fn a_duplicate_record_counts_once() {
 #[test]
 fn the_watermark_never_moves_back() {
     let offsets = OffsetTracker::default();
-    offsets.admit(500, 1).settle();
-    let back = offsets.admit(0, 1);
+    offsets.admit(500, 1, None).settle();
+    let back = offsets.admit(0, 1, None);
     assert_eq!(offsets.unsettled().records, 0, "it is of another log and counts for nothing");
     back.settle();
     assert_eq!(offsets.watermark(), Some(501));
@@ -56,7 +68,7 @@ fn the_watermark_never_moves_back() {
 #[test]
 fn offsets_without_records_are_skipped_when_all_is_settled() {
     let offsets = OffsetTracker::default();
-    let open = offsets.admit(3, 1);
+    let open = offsets.admit(3, 1, None);
     offsets.skip_to(9);
     assert_eq!(offsets.watermark(), None, "the record at 3 has no outcome yet");
     open.settle();
@@ -64,7 +76,7 @@ fn offsets_without_records_are_skipped_when_all_is_settled() {
     assert_eq!(offsets.watermark(), Some(9));
     offsets.skip_to(4);
     assert_eq!(offsets.watermark(), Some(9), "never back");
-    offsets.admit(9, 1).settle();
+    offsets.admit(9, 1, None).settle();
     assert_eq!(offsets.watermark(), Some(10));
 }
 
@@ -81,7 +93,7 @@ proptest! {
         let mut admitted = Vec::new();
         for gap in gaps {
             offset += gap;
-            admitted.push((offset, Some(offsets.admit(offset, 7)), false));
+            admitted.push((offset, Some(offsets.admit(offset, 7, None)), false));
         }
         let count = admitted.len();
         for (which, settle) in fates {

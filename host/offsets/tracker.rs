@@ -22,12 +22,12 @@ pub struct OffsetTracker {
 }
 
 impl OffsetTracker {
-    /// Admits a record of this many bytes.
+    /// Admits a record of this many bytes, written at `timestamp_ms` as far as Kafka knows.
     ///
     /// Offsets ascend, with gaps (compaction, transactions). An offset that is not above the last
     /// admitted one gets a handle without effect: a tracker belongs to one reading of one log.
-    pub fn admit(&self, offset: i64, bytes: usize) -> AckHandle {
-        let counts = self.tracker.lock().admit(offset, bytes);
+    pub fn admit(&self, offset: i64, bytes: usize, timestamp_ms: Option<i64>) -> AckHandle {
+        let counts = self.tracker.lock().admit(TrackedOffset { offset, bytes, timestamp_ms, settled: false });
         AckHandle { offset, counts, tracker: Arc::clone(&self.tracker) }
     }
 
@@ -46,6 +46,11 @@ impl OffsetTracker {
     /// The records that are admitted and not settled.
     pub fn unsettled(&self) -> UnsettledCount {
         self.tracker.lock().unsettled
+    }
+
+    /// When the first unsettled record was written; `None` without one, or if Kafka does not know.
+    pub fn first_timestamp_ms(&self) -> Option<i64> {
+        self.tracker.lock().slots.front()?.timestamp_ms
     }
 
     /// The number of records from the oldest unsettled one on, including settled ones. These would
@@ -98,19 +103,20 @@ struct TrackerState {
 struct TrackedOffset {
     offset: i64,
     bytes: usize,
+    timestamp_ms: Option<i64>,
     settled: bool,
 }
 
 impl TrackerState {
     /// Returns whether the record counts.
-    fn admit(&mut self, offset: i64, bytes: usize) -> bool {
-        if self.last_admitted.is_some_and(|last| offset <= last) {
+    fn admit(&mut self, record: TrackedOffset) -> bool {
+        if self.last_admitted.is_some_and(|last| record.offset <= last) {
             return false;
         }
-        self.last_admitted = Some(offset);
-        self.slots.push_back(TrackedOffset { offset, bytes, settled: false });
+        self.last_admitted = Some(record.offset);
         self.unsettled.records += 1;
-        self.unsettled.bytes += bytes;
+        self.unsettled.bytes += record.bytes;
+        self.slots.push_back(record);
         true
     }
 

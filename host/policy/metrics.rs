@@ -38,8 +38,14 @@ label_enum! {
 }
 
 impl Metrics {
-    pub(super) fn swapped(&self, generation: u64) {
+    /// A set with these plugins became active. Their series, and those of refusals, exist from then on:
+    /// the first quarantine is an increase.
+    pub(super) fn swapped<'a>(&self, generation: u64, plugins: impl Iterator<Item = &'a str>) {
         self.swaps.get_or_create(&SwapLabels { result: SwapResult::Swapped }).inc();
+        drop(self.swaps.get_or_create(&SwapLabels { result: SwapResult::Refused }));
+        for plugin in plugins {
+            drop(self.quarantines.get_or_create(&PluginLabels { plugin: plugin.to_owned() }));
+        }
         self.generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
     }
 

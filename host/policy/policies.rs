@@ -142,7 +142,7 @@ impl Policies {
             state: Mutex::new(state),
             metrics,
         };
-        policies.metrics.swapped(generation.0);
+        policies.note_swap();
         tracing::info!(%generation, plugins = %changes(&[], policies.current().entries()), "policies active");
         if let Some(refused) = refused {
             policies.record_refusal(&refused);
@@ -216,7 +216,7 @@ impl Policies {
         tracing::info!(%generation, plugins = %changes(before.entries(), &entries), "policies swapped");
         self.current.store(Arc::new(PolicySet::new(generation, entries, &self.chains)));
         self.state.lock().since = SystemTime::now();
-        self.metrics.swapped(generation.0);
+        self.note_swap();
         self.generation.send_replace(generation);
         Ok(generation)
     }
@@ -283,6 +283,13 @@ impl Policies {
     /// Waits for the next version that failed too often.
     pub(super) async fn next_alarm(&self) -> FailureAlarm {
         self.prepare_context.entry_context.alarms.next().await
+    }
+
+    /// Counts the swap to the current set.
+    fn note_swap(&self) {
+        let current = self.current.load();
+        let plugins = current.versions().iter().map(|version| &*version.name);
+        self.metrics.swapped(current.generation().0, plugins);
     }
 
     /// Counts a quarantine.

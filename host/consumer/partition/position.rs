@@ -1,5 +1,7 @@
 //! Where a partition is in its log, and which log that is.
 
+use std::time::{Duration, Instant};
+
 use super::{LogPosition, Partition};
 use crate::consumer::metadata::CommitMetadata;
 use crate::kafka::TopicId;
@@ -27,7 +29,7 @@ impl Partition {
         self.forget_waiting();
         self.until_committed.reset();
         (self.stored, self.committed) = (None, None);
-        (self.expected, self.start_offset, self.log_range) = (None, None, None);
+        (self.expected, self.start_offset, self.log_range, self.behind) = (None, None, None, None);
         self.log_position = LogPosition::Unknown { from_start };
         in_flight
     }
@@ -83,14 +85,39 @@ impl Partition {
     }
 
     /// Kafka has reported the range of the log.
-    pub(crate) fn set_log_range(&mut self, low: i64, end: i64) {
+    pub(crate) fn set_log_range(&mut self, low: i64, end: i64, now: Instant) {
         self.log_range = Some((low, end));
+        let position = self.position().filter(|position| *position < end);
+        self.behind = position.map(|position| match self.behind {
+            Some((before, since)) if before == position => (before, since),
+            _ => (position, now),
+        });
+    }
+
+    /// The offset below which everything is settled.
+    fn position(&self) -> Option<i64> {
+        let (low, _) = self.log_range?;
+        Some(self.offsets.watermark().or(self.start_offset).unwrap_or(low).max(low))
     }
 
     /// How many offsets a new owner of the partition would have to read.
     pub(crate) fn lag(&self) -> Option<i64> {
-        let (low, end) = self.log_range?;
-        let position = self.offsets.watermark().or(self.start_offset).unwrap_or(low);
-        Some(end.saturating_sub(position.max(low)).max(0))
+        let (_, end) = self.log_range?;
+        Some(end.saturating_sub(self.position()?).max(0))
+    }
+
+    /// The age of the first record that is not settled: by its timestamp, and at least as long as the
+    /// partition has stood still there. So a record that cannot be read ages as well, and so does one
+    /// whose producer's clock is ahead. Zero if everything is settled; `None` if Kafka has not reported
+    /// the log's range.
+    pub(crate) fn lag_duration(&self, now: Instant, now_ms: i64) -> Option<Duration> {
+        let is_in_hand = self.offsets.window() > 0;
+        let waiting = self.waiting.front().and_then(|record| record.timestamp_ms);
+        let written = if is_in_hand { self.offsets.first_timestamp_ms() } else { waiting };
+        let age = written.filter(|written| *written >= 0).map(|written| now_ms.saturating_sub(written));
+        let age = Duration::from_millis(age.and_then(|age| u64::try_from(age).ok()).unwrap_or(0));
+        let behind = self.behind.filter(|(position, _)| self.position() == Some(*position));
+        let still = behind.map(|(_, since)| now.saturating_duration_since(since)).unwrap_or_default();
+        (self.log_range.is_some() || is_in_hand).then_some(age.max(still))
     }
 }

@@ -151,10 +151,41 @@ fn records_are_dropped_until_the_start_is_known() {
     let (mut partition, mut stream) = Partition::assign("push".into(), 0, 4);
     assert_eq!(arrive(&mut partition, 7, 1), AcceptOutcome::Dropped);
     partition.begin(Some(3), METADATA);
-    partition.set_log_range(0, 10);
+    partition.set_log_range(0, 10, Instant::now());
     assert_eq!(partition.lag(), Some(7), "also before the first record is settled");
     assert_eq!(accept(&mut partition, 3, 1), Fill::Nothing);
     assert_eq!(taken(&mut stream)[0].record.origin.offset, 3);
+}
+
+#[test]
+fn the_lag_in_time_is_the_age_of_the_first_unsettled_record() {
+    let (mut partition, mut stream) = assigned();
+    let (start, second) = (Instant::now(), Duration::from_secs(1));
+    assert_eq!(partition.lag_duration(start, 10_000), None, "Kafka has not reported the log's range");
+    let mut arrive = |offset, timestamp_ms| {
+        let record = Record { timestamp_ms, ..record(offset, 1) };
+        assert_eq!(partition.accept(record, LIMIT, start), AcceptOutcome::Accepted);
+    };
+    arrive(0, Some(7_000));
+    arrive(1, Some(99_000));
+    arrive(2, None);
+    assert_eq!(partition.lag_duration(start, 10_000), Some(3 * second));
+    let mut settle = || taken_one(&mut stream).ack.settle();
+    settle();
+    assert_eq!(partition.lag_duration(start, 10_000), Some(Duration::ZERO), "its clock is ahead");
+    partition.set_log_range(0, 3, start);
+    assert_eq!(partition.lag_duration(start + second, 11_000), Some(second), "as long as it stands still");
+    settle();
+    partition.set_log_range(0, 3, start + 2 * second);
+    assert_eq!(partition.lag_duration(start + 5 * second, 15_000), Some(3 * second), "it has moved since");
+    settle();
+    partition.set_log_range(0, 3, start + 6 * second);
+    assert_eq!(partition.lag_duration(start + 60 * second, 70_000), Some(Duration::ZERO), "all is settled");
+
+    partition.set_log_range(0, 4, start + 60 * second);
+    partition.set_log_range(0, 9, start + 70 * second);
+    let lag = partition.lag_duration(start + 80 * second, 90_000);
+    assert_eq!(lag, Some(20 * second), "a record that never arrives ages as well");
 }
 
 #[test]
