@@ -1,7 +1,7 @@
 # Halley. `make` alone lists the targets.
 
 .DEFAULT_GOAL := help
-.PHONY: help build plugins demo check test soak bench bench-plugins bench-languages fuzz clean
+.PHONY: help build plugins demo check test deploy-check soak bench bench-plugins bench-languages fuzz clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -47,6 +47,10 @@ test: ## Everything: lints, unit tests, policies, and the stories on real Kafka 
 	cargo test --locked --manifest-path plugins/Cargo.toml
 	cargo test --locked --manifest-path examples/my-policy/Cargo.toml
 	@$(MAKE) --no-print-directory check
+
+# Builds helm and others once, which takes five minutes; stories check the same files in cheaper ways.
+deploy-check: ## Dockerfile, compose.yaml and Helm chart, with hadolint, compose-go, helm and kubeconform
+	@tests/deploy/check.sh
 
 # One at a time: they print figures, and need the machine for themselves.
 soak: ## Long runs: many faults, memory, throughput; HALLEY_SOAK_MINUTES (10)

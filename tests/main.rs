@@ -12,6 +12,7 @@ mod commands;
 mod consuming;
 mod cookbook;
 mod dead_letters;
+mod deploy;
 mod directory;
 mod exact_routes;
 mod examples_selftest;

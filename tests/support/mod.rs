@@ -22,6 +22,7 @@ pub mod http;
 pub mod kafka;
 pub mod mariadb;
 pub mod peers;
+pub mod prometheus;
 pub mod proxy;
 pub mod redis;
 pub mod redis_cluster;

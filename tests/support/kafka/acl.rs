@@ -6,6 +6,7 @@ use std::ffi::CString;
 use std::ptr;
 
 use rdkafka::bindings as native;
+use rdkafka::bindings::rd_kafka_AclOperation_t as Operation;
 use rdkafka::bindings::rd_kafka_ResourceType_t as Type;
 use rdkafka::producer::Producer as _;
 use rdkafka::types::RDKafkaRespErr;
@@ -40,12 +41,38 @@ impl Kafka {
             Right::Topic(name) => (Type::RD_KAFKA_RESOURCE_TOPIC, name.to_owned()),
             Right::Group(name) => (Type::RD_KAFKA_RESOURCE_GROUP, name.to_owned()),
         };
+        self.grant_all(kind, name, Operation::RD_KAFKA_ACL_OPERATION_ALL).await;
+    }
+
+    /// Grants one operation, in the words of `kafka-acls.sh`, on a `topic`, a `group` or the `cluster`.
+    ///
+    /// # Panics
+    /// If the broker refuses, or the operation is unknown.
+    pub async fn grant_operation(&self, kind: &str, name: &str, operation: &str) {
+        let kind = match kind {
+            "topic" => Type::RD_KAFKA_RESOURCE_TOPIC,
+            "group" => Type::RD_KAFKA_RESOURCE_GROUP,
+            "cluster" => Type::RD_KAFKA_RESOURCE_BROKER,
+            other => panic!("{other}"),
+        };
+        let operation = match operation {
+            "Read" => Operation::RD_KAFKA_ACL_OPERATION_READ,
+            "Write" => Operation::RD_KAFKA_ACL_OPERATION_WRITE,
+            "Describe" => Operation::RD_KAFKA_ACL_OPERATION_DESCRIBE,
+            "DescribeConfigs" => Operation::RD_KAFKA_ACL_OPERATION_DESCRIBE_CONFIGS,
+            "IdempotentWrite" => Operation::RD_KAFKA_ACL_OPERATION_IDEMPOTENT_WRITE,
+            other => panic!("{other}"),
+        };
+        self.grant_all(kind, name.to_owned(), operation).await;
+    }
+
+    async fn grant_all(&self, kind: Type, name: String, operation: Operation) {
         let producer = self.producer.clone();
-        super::blocking(move || grant(producer.client().native_ptr(), kind, &name)).await;
+        super::blocking(move || grant(producer.client().native_ptr(), kind, &name, operation)).await;
     }
 }
 
-fn grant(client: *mut native::rd_kafka_t, kind: Type, name: &str) {
+fn grant(client: *mut native::rd_kafka_t, kind: Type, name: &str, operation: Operation) {
     let text = |text: &str| CString::new(text).expect("no NUL byte");
     let (name, user, anywhere) = (text(name), text("User:halley"), text("*"));
     // SAFETY: the client lives for the whole call, names are copied, and everything created here is
@@ -57,7 +84,7 @@ fn grant(client: *mut native::rd_kafka_t, kind: Type, name: &str) {
             native::rd_kafka_ResourcePatternType_t::RD_KAFKA_RESOURCE_PATTERN_LITERAL,
             user.as_ptr(),
             anywhere.as_ptr(),
-            native::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_ALL,
+            operation,
             native::rd_kafka_AclPermissionType_t::RD_KAFKA_ACL_PERMISSION_TYPE_ALLOW,
             ptr::null_mut(),
             0,

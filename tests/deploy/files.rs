@@ -1,0 +1,438 @@
+//! The files of `examples/deploy` and the Dockerfile, compared with each other and with the gateway.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::{Map, Value};
+
+use super::{check, deployed, halley, read, yaml};
+use crate::support::{folder, print_uncaptured, repository};
+
+/// Each file with the test that reads it. A new file needs one.
+const TESTED: [(&str, &str); 19] = [
+    ("README.md", "pages_name_what_exists_in_both_languages"),
+    ("README.zh-CN.md", "pages_name_what_exists_in_both_languages"),
+    ("compose.yaml", "compose_has_pinned_images_and_a_valid_gateway; make deploy-check"),
+    ("compose/api-tokens.toml", "compose_has_pinned_images_and_a_valid_gateway"),
+    ("compose/grafana-dashboards.yaml", "compose_has_pinned_images_and_a_valid_gateway"),
+    ("compose/grafana-datasource.yaml", "compose_has_pinned_images_and_a_valid_gateway"),
+    ("compose/halley.toml", "compose_has_pinned_images_and_a_valid_gateway"),
+    ("compose/prometheus.yml", "compose_has_pinned_images_and_a_valid_gateway"),
+    (
+        "grafana/halley.json",
+        "metrics::every_query_finds_its_metrics_in_a_real_prometheus; panels_do_not_overlap",
+    ),
+    ("helm/halley", "the_chart_uses_each_value_that_it_documents; make deploy-check"),
+    ("kafka/acls.sh", "access::kafka_grants_what_a_gateway_needs"),
+    ("kafka/topics.sh", "access::topics_are_created_as_brokers_accept_them"),
+    ("prometheus/alerts.test.yaml", "metrics::each_alert_has_a_test_that_passes"),
+    ("prometheus/alerts.yaml", "metrics::each_alert_has_a_test_that_passes"),
+    ("redis/halley.acl", "access::redis_grants_what_a_gateway_needs_and_no_more"),
+    ("systemd/debian/postinst", "the_package_has_what_it_names"),
+    ("systemd/halley.service", "systemd_accepts_the_unit"),
+    ("systemd/halley.toml", "the_package_has_what_it_names"),
+    ("systemd/package.sh", "the_package_has_what_it_names"),
+];
+
+/// All files below a folder, relative to it.
+fn below(root: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut open = vec![root.to_owned()];
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(&folder).expect("a folder").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                open.push(path);
+            } else {
+                found.push(path.strip_prefix(root).expect("below").display().to_string());
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn each_file_has_a_test() {
+    let files = below(&repository("examples/deploy"));
+    let tested =
+        |file: &str| TESTED.iter().any(|(path, _)| file == *path || file.starts_with(&format!("{path}/")));
+    let untested: Vec<_> = files.iter().filter(|file| !tested(file)).collect();
+    assert!(untested.is_empty(), "add a test, and name it in TESTED: {untested:?}");
+    for (path, _) in TESTED {
+        assert!(deployed(path).exists(), "{path} is gone");
+    }
+}
+
+/// The instructions of the Dockerfile, without comments, with joined lines.
+fn dockerfile() -> Vec<(String, String)> {
+    let text = read(&repository("Dockerfile"));
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim_start().starts_with('#')).collect();
+    let joined = lines.join("\n").replace("\\\n", " ");
+    let instruction =
+        |line: &str| line.split_once(' ').map(|(word, rest)| (word.to_owned(), rest.trim().to_owned()));
+    joined.lines().filter_map(instruction).collect()
+}
+
+/// Whether `.dockerignore`, read from its end, keeps a path of the repository in the build's context.
+fn in_context(path: &str) -> bool {
+    let text = read(&repository(".dockerignore"));
+    let mut rules =
+        text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect::<Vec<_>>();
+    rules.reverse();
+    let matches = |pattern: &str| match pattern.strip_prefix("**/") {
+        Some(name) => path.split('/').any(|part| part == name),
+        None => pattern == "*" || path == pattern || path.starts_with(&format!("{pattern}/")),
+    };
+    let last = rules.iter().find(|rule| matches(rule.trim_start_matches('!')));
+    last.is_none_or(|rule| rule.starts_with('!'))
+}
+
+#[test]
+fn the_images_contain_what_the_build_needs_and_little_else() {
+    let instructions = dockerfile();
+    let of = |word: &'static str| {
+        instructions.iter().filter(move |(found, _)| found == word).map(|(_, rest)| rest.as_str())
+    };
+    let stages: BTreeSet<&str> = of("FROM").filter_map(|from| Some(from.split_once(" AS ")?.1)).collect();
+    for from in of("FROM") {
+        let image = from.split_once(" AS ").expect("each stage has a name").0;
+        let is_pinned = image.split_once(':').is_some_and(|(_, tag)| !tag.starts_with("latest"));
+        assert!(is_pinned || stages.contains(image) || image == "scratch", "{image}");
+    }
+    let manifest: toml::Table = toml::from_str(&read(&repository("Cargo.toml"))).expect("TOML");
+    let rust = manifest["package"]["rust-version"].as_str().expect("a version");
+    assert!(of("FROM").any(|from| from.starts_with(&format!("rust:{rust}-"))), "the image of Rust {rust}");
+
+    let copied: Vec<&str> =
+        of("COPY").filter(|copy| !copy.starts_with("--from")).flat_map(|copy| copy.split(' ')).collect();
+    let sources: Vec<&str> = copied.iter().copied().filter(|path| repository(path).exists()).collect();
+    assert!(sources.len() >= 10, "{copied:?}");
+    for path in &sources {
+        assert!(in_context(path), ".dockerignore leaves out {path}");
+    }
+    // What the compiler reads from elsewhere must have been copied as well.
+    for file in below(&repository("host")) {
+        let path = repository("host").join(&file);
+        for line in read(&path).lines().filter(|line| !line.trim_start().starts_with("//")) {
+            let Some((_, rest)) = line.split_once("include_str!(\"") else { continue };
+            let named = rest.split('"').next().expect("a name");
+            let target = path.parent().expect("a folder").join(named).canonicalize().expect("it exists");
+            let target =
+                target.strip_prefix(repository("")).expect("in the repository").display().to_string();
+            let is_test = target.starts_with("tests/") || target.starts_with("README");
+            assert!(
+                is_test || (in_context(&target) && sources.iter().any(|source| target.starts_with(source))),
+                "{file}: {target}"
+            );
+        }
+    }
+    for path in
+        ["host/lib.rs", "plugins/languages/python/README.md", "plugins/build.sh", "examples/comet.html"]
+    {
+        assert!(in_context(path), "{path}");
+    }
+    for path in [
+        ".git/HEAD",
+        "target/debug/halley",
+        "plugins/target/x",
+        "plugins/dist/x.wasm",
+        ".cache/x",
+        "tests/main.rs",
+    ] {
+        assert!(!in_context(path), "{path}");
+    }
+
+    let last = instructions.iter().rposition(|(word, _)| word == "FROM").expect("a stage");
+    let gateway = |word: &str| {
+        instructions[last..].iter().find(|(found, _)| found == word).map(|(_, rest)| rest.as_str())
+    };
+    assert!(
+        gateway("FROM").is_some_and(|from| from.ends_with(" AS gateway")),
+        "the last stage is the gateway"
+    );
+    let user = gateway("USER").expect("not root");
+    assert!(
+        user.split(':').all(|id| id.parse::<u32>().is_ok_and(|id| id > 0)),
+        "Kubernetes needs a number: {user}"
+    );
+    assert!(
+        gateway("HEALTHCHECK").is_some_and(|check| check.ends_with(r#"CMD ["/usr/bin/halley", "health"]"#))
+    );
+    assert!(halley(&["health", "--help"]).status.success());
+}
+
+#[test]
+fn cargo_accepts_the_folder_that_the_image_is_built_in() {
+    let context = folder("context");
+    for path in ["Cargo.toml", "Cargo.lock", "build.rs", "proto", "host", "wit", "examples"] {
+        let copied = Command::new("cp").arg("-r").arg(repository(path)).arg(context.path()).status();
+        assert!(copied.is_ok_and(|status| status.success()), "{path}");
+    }
+    let mut command = Command::new(env!("CARGO"));
+    command.args(["metadata", "--locked", "--offline", "--no-deps", "--format-version", "1"]);
+    let output = command.current_dir(context.path()).output().expect("cargo");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn compose_has_pinned_images_and_a_valid_gateway() {
+    let compose = yaml(&deployed("compose.yaml"));
+    let services = compose["services"].as_object().expect("services");
+    let targets: BTreeSet<String> = dockerfile()
+        .into_iter()
+        .filter(|(word, _)| word == "FROM")
+        .filter_map(|(_, from)| Some(from.split_once(" AS ")?.1.to_owned()))
+        .collect();
+    for (name, service) in services {
+        let image = service["image"].as_str().expect("an image");
+        assert!(image.split_once(':').is_some_and(|(_, tag)| tag != "latest"), "{name}: {image}");
+        if let Some(target) = service["build"]["target"].as_str() {
+            assert!(targets.contains(target), "{name}: no stage `{target}`");
+            assert!(
+                service["read_only"] == true && service["cap_drop"][0] == "ALL",
+                "{name} is ours, and restricted"
+            );
+        }
+        for volume in service["volumes"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+            let (source, _) = volume.split_once(':').expect("source:target");
+            let exists = compose["volumes"].get(source).is_some() || deployed(source).exists();
+            assert!(exists, "{name}: {source} is missing");
+        }
+        for port in service["ports"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+            assert!(port.starts_with("127.0.0.1:"), "{name}: {port}");
+        }
+        for other in service["depends_on"].as_object().into_iter().flat_map(Map::keys) {
+            assert!(services.contains_key(other), "{name} depends on {other}");
+        }
+    }
+    let config = read(&deployed("compose/halley.toml"));
+    let plugins = repository("plugins/dist").display().to_string();
+    let here = config.replace("/usr/share/halley/plugins", &plugins);
+    let here = here
+        .replace("/etc/halley/api-tokens.toml", &deployed("compose/api-tokens.toml").display().to_string());
+    let lines: Vec<&str> =
+        here.lines().filter(|line| !line.starts_with("state_dir") && !line.starts_with("socket")).collect();
+    assert!(check(&lines.join("\n")).contains("keyword-filter"), "its policy is checked as well");
+    let token = services["comet-1"]["environment"]["HALLEY_API_TOKEN"].as_str().expect("a token");
+    assert!(read(&deployed("compose/api-tokens.toml")).contains(&format!("token = \"{token}\"")));
+
+    let prometheus = yaml(&deployed("compose/prometheus.yml"));
+    let target =
+        prometheus["scrape_configs"][0]["static_configs"][0]["targets"][0].as_str().expect("a target");
+    let (host, port) = target.split_once(':').expect("host:port");
+    assert!(
+        services.contains_key(host) && config.contains(&format!("probe_listen = \"0.0.0.0:{port}\"")),
+        "{target}"
+    );
+    assert!(config.contains(&format!("allowed_hosts = [\"{host}\"]")), "Prometheus asks for it by name");
+    let source = yaml(&deployed("compose/grafana-datasource.yaml"));
+    assert!(source["datasources"][0]["url"].as_str().is_some_and(|url| url.contains("//prometheus:9090")));
+    let provider = yaml(&deployed("compose/grafana-dashboards.yaml"));
+    let folder = provider["providers"][0]["options"]["path"].as_str().expect("a folder");
+    let mounted = services["grafana"]["volumes"].to_string();
+    assert!(mounted.contains(&format!("./grafana/halley.json:{folder}/")), "{mounted}");
+}
+
+#[test]
+fn panels_do_not_overlap() {
+    let dashboard: Value = serde_json::from_str(&read(&deployed("grafana/halley.json"))).expect("JSON");
+    let panels = dashboard["panels"].as_array().expect("panels");
+    let rows: Vec<_> = panels
+        .iter()
+        .filter(|panel| panel["type"] == "row")
+        .filter_map(|row| row["title"].as_str())
+        .collect();
+    assert_eq!(rows, ["Is it delivering?", "Where does it wait?", "Comets", "Policies"]);
+    let place = |panel: &Value| {
+        let of = |key: &str| panel["gridPos"][key].as_u64().expect("a number");
+        (of("x")..of("x") + of("w"), of("y")..of("y") + of("h"))
+    };
+    for (at, panel) in panels.iter().enumerate() {
+        let (columns, lines) = place(panel);
+        assert!(columns.end <= 24, "{}", panel["title"]);
+        assert!(
+            panel["type"] == "row" || panel["description"].as_str().is_some_and(|text| !text.is_empty()),
+            "{panel}"
+        );
+        for other in &panels[at + 1..] {
+            let (c, l) = place(other);
+            let apart = c.start >= columns.end
+                || columns.start >= c.end
+                || l.start >= lines.end
+                || lines.start >= l.end;
+            assert!(apart && panel["id"] != other["id"], "{} and {}", panel["title"], other["title"]);
+        }
+    }
+}
+
+/// The paths of all values, such as `image.tag`; a list or an empty table is a value.
+fn paths(value: &Value, prefix: &str, found: &mut BTreeSet<String>) {
+    match value.as_object().filter(|table| !table.is_empty()) {
+        Some(table) => table.iter().for_each(|(key, value)| {
+            let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+            paths(value, &path, found);
+        }),
+        None => {
+            found.insert(prefix.to_owned());
+        }
+    }
+}
+
+#[test]
+fn the_chart_uses_each_value_that_it_documents() {
+    let chart = deployed("helm/halley");
+    let values = yaml(&chart.join("values.yaml"));
+    let schema: Value = serde_json::from_str(&read(&chart.join("values.schema.json"))).expect("JSON");
+    let templates: String = below(&chart.join("templates"))
+        .iter()
+        .map(|file| read(&chart.join("templates").join(file)))
+        .collect();
+    let used: BTreeSet<&str> = templates
+        .split(".Values.")
+        .skip(1)
+        .map(|rest| rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '.').next().unwrap_or_default())
+        .collect();
+    let mut documented = BTreeSet::new();
+    paths(&values, "", &mut documented);
+    for path in &documented {
+        assert!(
+            used.iter().any(|name| path == name || path.starts_with(&format!("{name}."))),
+            "no template uses {path}"
+        );
+        let mut at = &schema;
+        for part in path.split('.') {
+            at = &at["properties"][part];
+            assert!(!at.is_null(), "values.schema.json has no {path}");
+            if at["additionalProperties"] != false {
+                break;
+            }
+        }
+    }
+    for name in used {
+        let known = documented.iter().any(|path| path == name || path.starts_with(&format!("{name}.")));
+        assert!(known, "values.yaml does not document {name}");
+    }
+    check(values["config"].as_str().expect("TOML"));
+    let about = yaml(&chart.join("Chart.yaml"));
+    assert_eq!(about["appVersion"], env!("CARGO_PKG_VERSION"), "the chart installs this release");
+}
+
+#[test]
+fn systemd_accepts_the_unit() {
+    let unit = read(&deployed("systemd/halley.service"));
+    let of = |key: &str| unit.lines().find_map(|line| line.strip_prefix(&format!("{key}=")));
+    assert_eq!(of("Type"), Some("notify"));
+    assert_eq!(of("MemoryDenyWriteExecute"), None, "compiling plugins needs it");
+    let stop = humantime::parse_duration(of("TimeoutStopSec").expect("a limit")).expect("a duration");
+    let grace = halley::config::Config::default().delivery.shutdown_grace;
+    assert!(
+        stop >= grace + std::time::Duration::from_secs(10),
+        "leaving Kafka can take 10 s after the grace period"
+    );
+    if Command::new("systemd-analyze").arg("--version").output().is_err() {
+        return print_uncaptured("NOT PROVEN: `systemd_accepts_the_unit` needs systemd-analyze");
+    }
+    let folder = folder("unit");
+    let file = folder.path().join("halley.service");
+    std::fs::write(&file, unit.replace("/usr/bin/halley", env!("CARGO_BIN_EXE_halley"))).expect("written");
+    let verified =
+        Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&file).output().expect("runs");
+    let said = String::from_utf8_lossy(&verified.stderr).into_owned();
+    let about: Vec<_> = said.lines().filter(|line| line.contains("halley.service")).collect();
+    assert!(about.is_empty(), "{said}");
+}
+
+#[test]
+fn the_package_has_what_it_names() {
+    let manifest: toml::Table = toml::from_str(&read(&repository("Cargo.toml"))).expect("TOML");
+    let deb = &manifest["package"]["metadata"]["deb"];
+    let script = read(&deployed("systemd/package.sh"));
+    let mut installed = BTreeSet::new();
+    for asset in deb["assets"].as_array().expect("assets") {
+        let part = |at: usize| asset[at].as_str().expect("text");
+        let (source, target) = (part(0), part(1));
+        installed.insert(if target.ends_with('/') {
+            format!("{target}{}", source.rsplit('/').next().unwrap_or_default())
+        } else {
+            target.to_owned()
+        });
+        if let Some(made) = source.strip_prefix("target/deb/") {
+            let folder = made.split('/').next().unwrap_or_default();
+            assert!(script.contains(&format!("$made/{folder}")), "package.sh does not make {source}");
+        } else if !source.starts_with("target/release/") {
+            let exists = match source.split_once('*') {
+                Some((folder, end)) => below(&repository(folder)).iter().any(|file| file.ends_with(end)),
+                None => repository(source).exists(),
+            };
+            assert!(exists, "{source} is missing");
+        }
+    }
+    for file in deb["conf-files"].as_array().expect("files") {
+        let file = file.as_str().expect("a path").trim_start_matches('/');
+        assert!(installed.contains(file), "{file} is not installed");
+    }
+    let units = PathBuf::from(deb["systemd-units"]["unit-scripts"].as_str().expect("a folder"));
+    let name = deb["systemd-units"]["unit-name"].as_str().expect("a name");
+    let unit = read(&repository(&units.join(format!("{name}.service")).display().to_string()));
+    assert!(unit.contains("ExecStart=/usr/bin/halley run --config /etc/halley/halley.toml\n"));
+    let scripts = repository(deb["maintainer-scripts"].as_str().expect("a folder"));
+    let postinst = read(&scripts.join("postinst"));
+    let user = unit.lines().find_map(|line| line.strip_prefix("User=")).expect("a user");
+    assert!(postinst.contains("#DEBHELPER#") && postinst.contains(&format!("getent passwd {user}")));
+    for script in ["systemd/package.sh", "systemd/debian/postinst", "kafka/topics.sh", "kafka/acls.sh"] {
+        let parsed = Command::new("sh").arg("-n").arg(deployed(script)).status();
+        assert!(parsed.is_ok_and(|status| status.success()), "{script}");
+    }
+    // The service's folders exist only where it is installed.
+    let config = read(&deployed("systemd/halley.toml"));
+    let lines: Vec<&str> =
+        config.lines().filter(|line| !line.starts_with("state_dir") && !line.starts_with("socket")).collect();
+    check(&lines.join("\n"));
+}
+
+#[test]
+fn workflows_call_what_exists() {
+    for file in below(&repository(".github/workflows")) {
+        let workflow = yaml(&repository(".github/workflows").join(&file));
+        assert!(workflow["permissions"]["contents"] == "read", "{file}: no more rights than it needs");
+        let mut commands = Vec::new();
+        super::texts_under(&workflow["jobs"], "run", &mut commands);
+        assert!(!commands.is_empty(), "{file}");
+        for word in commands.iter().flat_map(|command| command.split_whitespace()) {
+            let is_ours =
+                [".ci/", "tests/", "plugins/", "examples/"].iter().any(|folder| word.starts_with(folder));
+            assert!(!is_ours || word.contains('*') || repository(word).exists(), "{file}: {word} is missing");
+        }
+        let mut actions = Vec::new();
+        super::texts_under(&workflow["jobs"], "uses", &mut actions);
+        for action in actions {
+            assert!(action.contains('@') && !action.ends_with("@main"), "{file}: {action} has no version");
+        }
+    }
+}
+
+#[test]
+fn pages_name_what_exists_in_both_languages() {
+    let headings = |text: &str| {
+        text.lines()
+            .filter(|line| line.starts_with('#'))
+            .map(|line| line.chars().take_while(|c| *c == '#').count())
+            .collect::<Vec<_>>()
+    };
+    let blocks = |text: &str| text.split("```").skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+    let (english, chinese) = (read(&deployed("README.md")), read(&deployed("README.zh-CN.md")));
+    assert_eq!(headings(&english), headings(&chinese), "the same sections in both languages");
+    assert_eq!(blocks(&english), blocks(&chinese), "the same commands in both languages");
+    for text in [&english, &chinese] {
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let file = link.split('#').next().unwrap_or_default();
+            let exists = file.is_empty() || file.starts_with("http") || deployed(file).exists();
+            assert!(exists, "{link} is missing");
+        }
+    }
+    let shown = blocks(&english).concat();
+    for path in shown.split_whitespace().filter(|word| word.starts_with("examples/deploy/")) {
+        assert!(repository(path).exists(), "{path} is missing");
+    }
+}
