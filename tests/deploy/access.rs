@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use serde_json::json;
+
 use super::{deployed, halley, read};
 use crate::support::comet::FakeComet;
 use crate::support::gateway::{Gateway, Plugin, gateway, quoted};
@@ -34,15 +36,16 @@ async fn redis_grants_what_a_gateway_needs_and_no_more() {
     }
     redis.offline("user_away").await;
     let url = redis.url().replace("redis://", "redis://halley:secret@");
-    let bundled = |name: &str| {
-        Plugin::new(name, repository(&format!("plugins/dist/{}.wasm", name.replace('-', "_"))))
-            .set("deadline", quoted("5s"))
+    let bundled = |name: &str, config: serde_json::Value| {
+        let file = repository(&format!("plugins/dist/{}.wasm", name.replace('-', "_")));
+        Plugin::new(name, file).set("deadline", quoted("5s")).config(&config)
     };
+    let quota = json!({ "messages": 100, "minutes": 10, "spare": [] });
     let settings = gateway(&topic)
         .set("redis", "url", quoted(&url))
-        .plugin(bundled("duplicate-guard"))
-        .plugin(bundled("room-quota").set("state", quoted("shared")));
-    let gateway = settings.clone().start().await;
+        .plugin(bundled("duplicate-guard", json!({ "duplicates": { "within": "60s" } })))
+        .plugin(bundled("room-quota", quota).set("state", quoted("shared")));
+    let gateway = settings.start().await;
     kafka().produce_room(&topic, "lobby", "hello").await;
     kafka().produce_room(&topic, "away", "for later").await;
     kafka().produce_keys(&topic, None, &["user_lobby"], "for you").await;
@@ -60,6 +63,11 @@ async fn redis_grants_what_a_gateway_needs_and_no_more() {
     }
     let problems = gateway.get("/readyz").await.json();
     assert_eq!(problems["warnings"].to_string().matches("ACL").count(), 0, "{problems}");
+    nothing_needed_is_denied(&redis).await;
+}
+
+/// Redis has denied nothing until now, and denies what a gateway does not do.
+async fn nothing_needed_is_denied(redis: &Redis) {
     let log: Vec<redis::Value> = {
         let mut command = redis::cmd("ACL");
         command.arg("LOG");

@@ -1,12 +1,13 @@
 //! The files of `examples/deploy` and the Dockerfile, compared with each other and with the gateway.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use serde_json::{Map, Value};
 
-use super::{check, deployed, halley, read, yaml};
+use super::image::dockerfile;
+use super::{below, check, deployed, read, yaml};
 use crate::support::{folder, print_uncaptured, repository};
 
 /// Each file with the test that reads it. A new file needs one.
@@ -35,23 +36,6 @@ const TESTED: [(&str, &str); 19] = [
     ("systemd/package.sh", "the_package_has_what_it_names"),
 ];
 
-/// All files below a folder, relative to it.
-fn below(root: &Path) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut open = vec![root.to_owned()];
-    while let Some(folder) = open.pop() {
-        for entry in std::fs::read_dir(&folder).expect("a folder").flatten() {
-            let path = entry.path();
-            if path.is_dir() {
-                open.push(path);
-            } else {
-                found.push(path.strip_prefix(root).expect("below").display().to_string());
-            }
-        }
-    }
-    found
-}
-
 #[test]
 fn each_file_has_a_test() {
     let files = below(&repository("examples/deploy"));
@@ -62,117 +46,6 @@ fn each_file_has_a_test() {
     for (path, _) in TESTED {
         assert!(deployed(path).exists(), "{path} is gone");
     }
-}
-
-/// The instructions of the Dockerfile, without comments, with joined lines.
-fn dockerfile() -> Vec<(String, String)> {
-    let text = read(&repository("Dockerfile"));
-    let lines: Vec<&str> = text.lines().filter(|line| !line.trim_start().starts_with('#')).collect();
-    let joined = lines.join("\n").replace("\\\n", " ");
-    let instruction =
-        |line: &str| line.split_once(' ').map(|(word, rest)| (word.to_owned(), rest.trim().to_owned()));
-    joined.lines().filter_map(instruction).collect()
-}
-
-/// Whether `.dockerignore`, read from its end, keeps a path of the repository in the build's context.
-fn in_context(path: &str) -> bool {
-    let text = read(&repository(".dockerignore"));
-    let mut rules =
-        text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect::<Vec<_>>();
-    rules.reverse();
-    let matches = |pattern: &str| match pattern.strip_prefix("**/") {
-        Some(name) => path.split('/').any(|part| part == name),
-        None => pattern == "*" || path == pattern || path.starts_with(&format!("{pattern}/")),
-    };
-    let last = rules.iter().find(|rule| matches(rule.trim_start_matches('!')));
-    last.is_none_or(|rule| rule.starts_with('!'))
-}
-
-#[test]
-fn the_images_contain_what_the_build_needs_and_little_else() {
-    let instructions = dockerfile();
-    let of = |word: &'static str| {
-        instructions.iter().filter(move |(found, _)| found == word).map(|(_, rest)| rest.as_str())
-    };
-    let stages: BTreeSet<&str> = of("FROM").filter_map(|from| Some(from.split_once(" AS ")?.1)).collect();
-    for from in of("FROM") {
-        let image = from.split_once(" AS ").expect("each stage has a name").0;
-        let is_pinned = image.split_once(':').is_some_and(|(_, tag)| !tag.starts_with("latest"));
-        assert!(is_pinned || stages.contains(image) || image == "scratch", "{image}");
-    }
-    let manifest: toml::Table = toml::from_str(&read(&repository("Cargo.toml"))).expect("TOML");
-    let rust = manifest["package"]["rust-version"].as_str().expect("a version");
-    assert!(of("FROM").any(|from| from.starts_with(&format!("rust:{rust}-"))), "the image of Rust {rust}");
-
-    let copied: Vec<&str> =
-        of("COPY").filter(|copy| !copy.starts_with("--from")).flat_map(|copy| copy.split(' ')).collect();
-    let sources: Vec<&str> = copied.iter().copied().filter(|path| repository(path).exists()).collect();
-    assert!(sources.len() >= 10, "{copied:?}");
-    for path in &sources {
-        assert!(in_context(path), ".dockerignore leaves out {path}");
-    }
-    // What the compiler reads from elsewhere must have been copied as well.
-    for file in below(&repository("host")) {
-        let path = repository("host").join(&file);
-        for line in read(&path).lines().filter(|line| !line.trim_start().starts_with("//")) {
-            let Some((_, rest)) = line.split_once("include_str!(\"") else { continue };
-            let named = rest.split('"').next().expect("a name");
-            let target = path.parent().expect("a folder").join(named).canonicalize().expect("it exists");
-            let target =
-                target.strip_prefix(repository("")).expect("in the repository").display().to_string();
-            let is_test = target.starts_with("tests/") || target.starts_with("README");
-            assert!(
-                is_test || (in_context(&target) && sources.iter().any(|source| target.starts_with(source))),
-                "{file}: {target}"
-            );
-        }
-    }
-    for path in
-        ["host/lib.rs", "plugins/languages/python/README.md", "plugins/build.sh", "examples/comet.html"]
-    {
-        assert!(in_context(path), "{path}");
-    }
-    for path in [
-        ".git/HEAD",
-        "target/debug/halley",
-        "plugins/target/x",
-        "plugins/dist/x.wasm",
-        ".cache/x",
-        "tests/main.rs",
-    ] {
-        assert!(!in_context(path), "{path}");
-    }
-
-    let last = instructions.iter().rposition(|(word, _)| word == "FROM").expect("a stage");
-    let gateway = |word: &str| {
-        instructions[last..].iter().find(|(found, _)| found == word).map(|(_, rest)| rest.as_str())
-    };
-    assert!(
-        gateway("FROM").is_some_and(|from| from.ends_with(" AS gateway")),
-        "the last stage is the gateway"
-    );
-    let user = gateway("USER").expect("not root");
-    assert!(
-        user.split(':').all(|id| id.parse::<u32>().is_ok_and(|id| id > 0)),
-        "Kubernetes needs a number: {user}"
-    );
-    assert!(
-        gateway("HEALTHCHECK").is_some_and(|check| check.ends_with(r#"CMD ["/usr/bin/halley", "health"]"#))
-    );
-    assert!(halley(&["health", "--help"]).status.success());
-}
-
-#[test]
-fn cargo_accepts_the_folder_that_the_image_is_built_in() {
-    let context = folder("context");
-    for path in ["Cargo.toml", "Cargo.lock", "build.rs", "proto", "host", "wit", "examples"] {
-        let copied = Command::new("cp").arg("-r").arg(repository(path)).arg(context.path()).status();
-        assert!(copied.is_ok_and(|status| status.success()), "{path}");
-    }
-    let mut command = Command::new(env!("CARGO"));
-    command.args(["metadata", "--locked", "--offline", "--no-deps", "--format-version", "1"]);
-    let output = command.current_dir(context.path()).output().expect("cargo");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::promql::needs;
 use super::{deployed, halley, read, texts_under, yaml};
@@ -18,12 +18,14 @@ const ADDED: [&str; 5] = ["job", "instance", "alertname", "alertstate", "severit
 
 /// All expressions of the dashboard and the alert rules, with the dashboard's variables filled in.
 fn expressions() -> BTreeSet<String> {
-    let dashboard = serde_json::from_str(&read(&deployed("grafana/halley.json"))).expect("JSON");
+    let dashboard: Value = serde_json::from_str(&read(&deployed("grafana/halley.json"))).expect("JSON");
     let alerts = yaml(&deployed("prometheus/alerts.yaml"));
     let mut found = Vec::new();
     texts_under(&dashboard, "expr", &mut found);
     texts_under(&alerts, "expr", &mut found);
     let mut all: BTreeSet<String> = found.iter().map(|expression| filled(expression)).collect();
+    let mut variables = Vec::new();
+    texts_under(&dashboard["templating"], "query", &mut variables);
     for (selector, label) in variables.into_iter().filter_map(label_values) {
         all.insert(format!("count by ({label}) ({})", filled(selector)));
     }

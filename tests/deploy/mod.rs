@@ -1,12 +1,13 @@
 //! What operators deploy: each file of `examples/deploy`, the Dockerfile, and the metrics that dashboards and alerts
 //! read.
 //!
-//! `files` reads the files as their tools would, and compares them with each other and with the gateway. `metrics`
+//! `files` and `image` read the files as their tools would, and compares them with each other and with the gateway. `metrics`
 //! runs the queries of dashboard and alerts in a real Prometheus, against a real gateway. `access` grants what the ACL
 //! files grant, and no more. `make deploy-check` runs the tools that take longer.
 
 mod access;
 mod files;
+mod image;
 mod metrics;
 mod promql;
 
@@ -30,7 +31,10 @@ fn read(path: &Path) -> String {
 fn yaml(path: &Path) -> Value {
     let mut value: serde_yaml_ng::Value =
         serde_yaml_ng::from_str(&read(path)).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    value.apply_merge().unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    // Twice: what is merged may itself merge something.
+    for _ in 0..2 {
+        value.apply_merge().unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    }
     serde_json::to_value(value).expect("keys are text")
 }
 
@@ -66,4 +70,21 @@ fn texts_under<'a>(value: &'a Value, key: &str, found: &mut Vec<&'a str>) {
         }
         _ => {}
     }
+}
+
+/// All files below a folder, relative to it.
+fn below(root: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut open = vec![root.to_owned()];
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(&folder).expect("a folder").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                open.push(path);
+            } else {
+                found.push(path.strip_prefix(root).expect("below").display().to_string());
+            }
+        }
+    }
+    found
 }

@@ -34,7 +34,8 @@ pub fn needs(expression: &str) -> Needs {
             let (labels, end) = list(&tokens, at + 1, ")");
             needs.grouping.extend(labels);
             at = end;
-        } else if is_name(token) && next != Some("(") && !OPERATORS.contains(&token.as_str()) {
+        } else if is_name(token) && !next.is_some_and(is_of_function) && !OPERATORS.contains(&token.as_str())
+        {
             let mut labels = BTreeSet::new();
             if next == Some("{") {
                 let end;
@@ -52,6 +53,11 @@ fn list(tokens: &[String], from: usize, close: &str) -> (BTreeSet<String>, usize
     let length = tokens[from..].iter().position(|token| token == close).expect("a list ends");
     let names = tokens[from..from + length].iter().filter(|token| is_name(token)).cloned().collect();
     (names, from + length + 1)
+}
+
+/// Whether what comes before is a function or an aggregation: `sum(…)`, `sum by (…)`.
+fn is_of_function(next: &str) -> bool {
+    next == "(" || GROUPING.contains(&next)
 }
 
 fn is_name(token: &str) -> bool {
