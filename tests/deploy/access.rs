@@ -57,7 +57,7 @@ async fn redis_grants_what_a_gateway_needs_and_no_more() {
     kafka().produce_room(&topic, "lobby", "to both").await;
     gateway.wait_until_settled(&topic).await;
     let config = gateway.file().display().to_string();
-    for args in [&["inbox", "read", "user_away"][..], &["inbox", "delete", "user_away"]] {
+    for args in [&["inbox", "read", "user_away"][..], &["inbox", "delete", "user_away", "--yes"]] {
         let done = halley(&[args, &["--config", &config]].concat());
         assert!(done.status.success(), "{args:?}: {done:?}");
     }
