@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -14,11 +14,13 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use crate::admin::read::wanted_format;
 use crate::gateway::ArchiverStatus;
 use crate::http_server::listener;
 use crate::http_server::refusals::Refusals;
 use crate::http_server::response::error_response;
 use crate::http_server::serve::Server;
+use crate::telemetry::exposition::{self, Exposition};
 
 /// Connections at a time.
 const MAX_CONNECTIONS: usize = 64;
@@ -65,11 +67,12 @@ async fn ready(State(served): State<Served>) -> Response {
         .into_response()
 }
 
-async fn metrics(State(served): State<Served>) -> Response {
-    const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+async fn metrics(State(served): State<Served>, headers: HeaderMap) -> Response {
+    let (format, described) = wanted_format(&headers);
     let mut text = String::new();
     match prometheus_client::encoding::text::encode(&mut text, &served.registry) {
-        Ok(()) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
+        Ok(()) if format == Exposition::OpenMetrics => (described, text).into_response(),
+        Ok(()) => (described, exposition::to_text(&text)).into_response(),
         Err(error) => error_response(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }
 }

@@ -132,12 +132,17 @@ async fn ready(State(ReadApi { gateway, .. }): State<ReadApi>) -> Response {
     (status, Json(response)).into_response()
 }
 
-async fn metrics(State(reads): State<ReadApi>, headers: HeaderMap) -> Response {
+/// The format of metrics that a client wants, and the headers of its answer.
+pub(super) fn wanted_format(headers: &HeaderMap) -> (Exposition, [(header::HeaderName, &'static str); 2]) {
     // Several lines of one header are one list.
     let accept: Vec<_> =
         headers.get_all(header::ACCEPT).iter().filter_map(|line| line.to_str().ok()).collect();
     let format = Exposition::negotiate(&accept.join(","));
-    let described = [(header::CONTENT_TYPE, format.content_type()), (header::VARY, "Accept")];
+    (format, [(header::CONTENT_TYPE, format.content_type()), (header::VARY, "Accept")])
+}
+
+async fn metrics(State(reads): State<ReadApi>, headers: HeaderMap) -> Response {
+    let (format, described) = wanted_format(&headers);
     match reads.metrics.render(&reads.gateway, format).await {
         Ok(Ok(text)) => (described, text).into_response(),
         Ok(Err(error)) => error_response(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),

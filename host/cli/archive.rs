@@ -88,6 +88,7 @@ fn archive_until_stopped(args: &ConfigArgs, metrics: Option<String>) -> anyhow::
 async fn serve(config: Config, metrics: Option<String>) -> anyhow::Result<u8> {
     let mut signals = Signals::new(Arc::default())?;
     let mut registry = Registry::default();
+    telemetry::register(&mut registry);
     let probes = match &metrics {
         Some(listen) => Some(ArchiverProbes::bind(listen, &mut registry).await?),
         None => None,
