@@ -116,7 +116,7 @@ async fn both_ways(serves: Serves, story: &str) {
     let settings = world.settings(&format!("https://{address}"));
     let anonymous = settings.clone().start().await;
     world.say("anonymous").await;
-    last_error(&anonymous, "TLS").await;
+    last_error(&anonymous, "certificate required").await;
     assert!(anonymous.sigterm().await.success());
     assert_eq!(world.comet.deliveries(), [], "nobody without a certificate reaches the comet");
 

@@ -55,8 +55,9 @@ fn acceptor(contents: &[String]) -> Result<SslAcceptor, InvalidContent> {
     for issuer in chain {
         builder.add_extra_chain_cert(issuer)?;
     }
-    builder.set_private_key(&*PKey::private_key_from_pem(key.as_bytes())?)?;
-    builder.check_private_key().map_err(|_| "the key does not belong to the certificate")?;
+    let key = PKey::private_key_from_pem(key.as_bytes())?;
+    // Fails only for a key of another certificate.
+    builder.set_private_key(&key).map_err(|_| "the key does not belong to the certificate")?;
     builder
         .set_alpn_select_callback(|_, offered| select_next_proto(PROTOCOLS, offered).ok_or(AlpnError::NOACK));
     Ok(builder.build())
