@@ -276,17 +276,17 @@ pub(super) struct GrpcRequest {
 
 impl GrpcRequest {
     /// A request with the ids of its messages as metadata.
-    pub(super) fn new<'a>(
+    pub(super) fn new(
         request: wire::Request,
-        mut ids: impl Iterator<Item = &'a HeaderValue>,
+        mut ids: impl Iterator<Item = HeaderValue>,
         is_replayed: bool,
     ) -> Self {
         let wire::Request { path, body, .. } = request;
         let mut call = Self::to(path, body);
-        // Looked up once for all ids.
+        // Looked up once for all entries.
         if let (Some(first), Entry::Vacant(entry)) = (ids.next(), call.headers.entry(ID)) {
-            let mut entry = entry.insert_entry(first.clone());
-            ids.for_each(|id| entry.append(id.clone()));
+            let mut entry = entry.insert_entry(first);
+            ids.for_each(|id| entry.append(id));
         }
         if is_replayed {
             call.headers.insert(REPLAYED, HeaderValue::from_static("true"));

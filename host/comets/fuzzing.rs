@@ -3,7 +3,7 @@
 use bytes::{Buf, Bytes};
 use prost::Message as _;
 
-use super::message_run::metadata;
+use super::message_run::id_list;
 use super::proto::goim;
 use super::wire::{Content, Dialect, Payload, Request};
 use crate::message::{Audience, CallTarget, ConnectionId, Message, RoomId, TRACEPARENT};
@@ -22,7 +22,7 @@ pub(crate) fn check(message: &Message) {
             replayed: false,
         };
         let payload = Payload::new(dialect, &content, None);
-        if let Some(id) = metadata(&message.id) {
+        if let Some(id) = id_list(std::iter::once(&message.id)) {
             assert_eq!(id.as_bytes(), message.id.as_str().as_bytes());
         }
         let one = [message];

@@ -7,6 +7,7 @@
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
+use bytes::{BufMut as _, BytesMut};
 use http::HeaderValue;
 
 use super::hold::OrderHold;
@@ -35,23 +36,40 @@ pub struct CallMessage {
 
 impl CallMessage {
     /// Its size where it is merged, of which a call takes [`MAX_MERGED_BYTES`]: of its frame, or of its
-    /// id in proportion to the limit on ids, whichever is larger.
+    /// id and a comma in proportion to the limit on ids, whichever is larger.
     fn merge_size(&self) -> usize {
-        // As HTTP/2 counts a header: name, value and 32 bytes.
-        let metadata = MESSAGE_ID.len() + self.id.as_str().len() + 32;
-        self.payload.frame_len().max((metadata * MAX_MERGED_BYTES).div_ceil(MAX_MERGED_METADATA))
+        self.payload.frame_len().max(share_of_metadata(self.id.as_str().len() + 1))
     }
 }
 
-/// A message's id as metadata; `None` if it is not valid there: gRPC's metadata is printable ASCII
-/// (`PROTOCOL-HTTP2.md`, ASCII-Value).
-pub(super) fn metadata(id: &MessageId) -> Option<HeaderValue> {
-    let text = id.as_str();
-    let is_printable = text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
-    let mut value = HeaderValue::from_str(text).ok().filter(|_| is_printable)?;
+/// What HTTP/2 adds to the size of an entry of metadata: its name and 32 bytes.
+const ENTRY: usize = MESSAGE_ID.len() + 32;
+
+/// The size of metadata as the size of content that is as large in proportion to its limit.
+const fn share_of_metadata(bytes: usize) -> usize {
+    (bytes * MAX_MERGED_BYTES).div_ceil(MAX_MERGED_METADATA)
+}
+
+/// The ids of messages as one entry of metadata, with commas between them, which is the same to gRPC as an
+/// entry for each (`PROTOCOL-HTTP2.md`, Custom-Metadata). `None` if none of them is valid there: metadata
+/// is printable ASCII.
+pub(super) fn id_list<'a>(ids: impl Iterator<Item = &'a MessageId> + Clone) -> Option<HeaderValue> {
+    let ids = ids.map(MessageId::as_str).filter(|id| is_valid_in_list(id));
+    let mut list = BytesMut::with_capacity(ids.clone().map(|id| id.len() + 1).sum());
+    for id in ids {
+        if !list.is_empty() {
+            list.put_u8(b',');
+        }
+        list.put_slice(id.as_bytes());
+    }
+    let mut value = HeaderValue::from_maybe_shared(list.freeze()).ok().filter(|list| !list.is_empty())?;
     // Keeps it out of HPACK's table, where it is of no use and drives out what every call has.
     value.set_sensitive(true);
     Some(value)
+}
+
+fn is_valid_in_list(id: &str) -> bool {
+    id.bytes().all(|byte| (b' '..=b'~').contains(&byte) && byte != b',')
 }
 
 /// Messages that are shared by calls.
@@ -60,11 +78,11 @@ pub struct Run {
     messages: Vec<CallMessage>,
     size: RunSize,
     /// The ids as metadata; encoded on first use, for all calls.
-    ids: OnceLock<Vec<Option<HeaderValue>>>,
+    ids: OnceLock<Option<HeaderValue>>,
 }
 
 /// The size of messages.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct RunSize {
     /// Of their content.
     bytes: usize,
@@ -72,12 +90,21 @@ struct RunSize {
     merged: usize,
 }
 
+impl Default for RunSize {
+    /// That of an entry of metadata without ids.
+    fn default() -> Self {
+        Self { bytes: 0, merged: share_of_metadata(ENTRY) }
+    }
+}
+
 impl RunSize {
     fn of(messages: &[CallMessage]) -> Self {
-        messages.iter().fold(Self::default(), |sum, message| Self {
-            bytes: sum.bytes + message.payload.len(),
-            merged: sum.merged + message.merge_size(),
-        })
+        messages.iter().fold(Self::default(), Self::with)
+    }
+
+    fn with(self, message: &CallMessage) -> Self {
+        let bytes = self.bytes + message.payload.len();
+        Self { bytes, merged: self.merged + message.merge_size() }
     }
 }
 
@@ -93,13 +120,12 @@ impl Run {
     /// # Errors
     /// With the message if another run should begin.
     pub fn push(&mut self, message: CallMessage) -> Result<(), CallMessage> {
-        let size = RunSize::of(std::slice::from_ref(&message));
-        let merged = self.size.merged + size.merged;
-        if self.messages.len() >= MAX_RUN || merged > MAX_MERGED_BYTES {
+        let size = self.size.with(&message);
+        if self.messages.len() >= MAX_RUN || size.merged > MAX_MERGED_BYTES {
             return Err(message);
         }
         self.messages.push(message);
-        self.size = RunSize { bytes: self.size.bytes + size.bytes, merged };
+        self.size = size;
         Ok(())
     }
 }
@@ -131,11 +157,13 @@ impl MessageRun {
     }
 
     /// The ids of the messages as metadata.
-    pub(super) fn ids(&self) -> impl Iterator<Item = &HeaderValue> {
-        let encode = || self.run.messages.iter().map(|message| metadata(&message.id)).collect();
-        let ids = self.run.ids.get_or_init(encode);
-        let ids = ids.get(self.range.start as usize..self.range.end as usize).unwrap_or_default();
-        ids.iter().flatten()
+    pub(super) fn ids(&self) -> Option<HeaderValue> {
+        let encode = || id_list(self.messages().iter().map(|message| &message.id));
+        if self.is_whole() { self.run.ids.get_or_init(encode).clone() } else { encode() }
+    }
+
+    fn is_whole(&self) -> bool {
+        self.len() == self.run.messages.len()
     }
 
     /// How many messages.
@@ -154,7 +182,7 @@ impl MessageRun {
     }
 
     fn size(&self) -> RunSize {
-        if self.len() == self.run.messages.len() { self.run.size } else { RunSize::of(self.messages()) }
+        if self.is_whole() { self.run.size } else { RunSize::of(self.messages()) }
     }
 
     /// Takes the first of several messages, fewer than all.
@@ -203,8 +231,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_metadata_if_they_are_printable() {
-        assert_eq!(metadata(&"push/0/1".into()).expect("ASCII"), "push/0/1");
-        assert!(metadata(&"line\nbreak".into()).is_none() && metadata(&"\u{e9}".into()).is_none());
+    fn ids_are_a_list_of_those_that_are_valid_in_it() {
+        let list = |ids: &[&str]| {
+            let ids: Vec<MessageId> = ids.iter().map(|id| (*id).into()).collect();
+            id_list(ids.iter())
+        };
+        assert_eq!(list(&["push/0/1"]).expect("one"), "push/0/1");
+        assert_eq!(list(&["push/0/1", "push/0/3"]).expect("two"), "push/0/1,push/0/3");
+        assert_eq!(list(&["line\nbreak", "a,b", "\u{e9}", "push/0/3"]).expect("one"), "push/0/3");
+        assert_eq!(list(&["line\nbreak"]), None);
     }
 }

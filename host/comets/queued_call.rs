@@ -205,7 +205,7 @@ impl QueuedCall {
     }
 
     /// The ids of its messages as metadata.
-    pub(super) fn ids(&self) -> impl Iterator<Item = &HeaderValue> {
+    pub(super) fn ids(&self) -> Option<HeaderValue> {
         self.run.ids()
     }
 

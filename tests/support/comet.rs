@@ -68,7 +68,7 @@ pub struct Call {
     pub proto_op: i32,
     /// The `Proto` of the request.
     pub proto: Option<Packet>,
-    /// The entries of `halley-message-id`, in order.
+    /// The ids in `halley-message-id`, in order.
     pub messages: Vec<String>,
     /// Whether it was marked as coming from an inbox.
     pub replayed: bool,
@@ -384,8 +384,9 @@ fn serve(
     Ok((runtime, address))
 }
 
-/// The entries of `halley-message-id`.
+/// The ids of the messages of a call, in order: entries of `halley-message-id` are lists.
 pub(super) fn message_ids(metadata: &tonic::metadata::MetadataMap) -> Vec<String> {
     let values = metadata.get_all(MESSAGE_ID).iter();
-    values.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).collect()
+    let list = |value: &[u8]| String::from_utf8_lossy(value).split(',').map(str::to_owned).collect::<Vec<_>>();
+    values.flat_map(|value| list(value.as_bytes())).collect()
 }

@@ -145,7 +145,7 @@ impl InFlightCall {
         let method = request.method;
         let calls = self.calls.iter().take(if with_ids { self.attempted() } else { 0 });
         let is_replayed = with_ids && first.payload().is_replayed();
-        (channel::GrpcRequest::new(request, calls.flat_map(QueuedCall::ids), is_replayed), method)
+        (channel::GrpcRequest::new(request, calls.filter_map(QueuedCall::ids), is_replayed), method)
     }
 
     /// Reports the outcome of the attempt's messages.

@@ -253,7 +253,7 @@ impl FakeService {
 
 fn ids<T>(request: &Request<T>) -> Vec<String> {
     let values = request.metadata().get_all(MESSAGE_ID).into_iter();
-    values.map(|value| value.to_str().expect("ASCII").to_owned()).collect()
+    values.flat_map(|value| value.to_str().expect("ASCII").split(',').map(str::to_owned)).collect()
 }
 
 macro_rules! serve {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -89,7 +90,7 @@ func (s *server) handler(path string) unary {
 			return nil, err
 		}
 		md, _ := metadata.FromIncomingContext(ctx)
-		tell(call{Method: path, Ids: md.Get("halley-message-id"), Request: request})
+		tell(call{Method: path, Ids: ids(md), Request: request})
 		s.Lock()
 		now := s.now
 		s.Unlock()
@@ -103,6 +104,15 @@ func (s *server) handler(path string) unary {
 		}
 		return &[]byte{}, nil
 	}
+}
+
+// ids are the ids of the messages of a call: entries of `halley-message-id` are lists.
+func ids(md metadata.MD) []string {
+	var ids []string
+	for _, list := range md.Get("halley-message-id") {
+		ids = append(ids, strings.Split(list, ",")...)
+	}
+	return ids
 }
 
 func (s *server) behave(_ any, _ context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {

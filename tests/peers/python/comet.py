@@ -28,7 +28,8 @@ class Comet:
 
     def answer(self, path):
         def handle(request, context):
-            ids = [value for name, value in context.invocation_metadata() if name == "halley-message-id"]
+            lists = [value for name, value in context.invocation_metadata() if name == "halley-message-id"]
+            ids = [id for list in lists for id in list.split(",")]
             tell({"method": path, "ids": ids, "request": base64.b64encode(request).decode()})
             now = self.now
             time.sleep(now.get("delay_ms", 0) / 1000)
