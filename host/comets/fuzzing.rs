@@ -5,7 +5,7 @@ use prost::Message as _;
 
 use super::message_run::id_list;
 use super::proto::goim;
-use super::wire::{Content, Dialect, Payload, Request};
+use super::wire::{Content, Dialect, Payload, Request, frames};
 use crate::message::{Audience, CallTarget, ConnectionId, Message, RoomId, TRACEPARENT};
 
 /// goim's frame header, in bytes.
@@ -29,7 +29,7 @@ pub(crate) fn check(message: &Message) {
         match &message.audience {
             Audience::Room(room) => {
                 check_room(dialect, &dialect.request(&CallTarget::Room(room.clone()), &payload), room, &one);
-                let twice = dialect.merged(room, [&payload, &payload].into_iter());
+                let twice = dialect.merged(room, &[frames([&payload].into_iter()), frames([&payload].into_iter())]);
                 if dialect == Dialect::Goim {
                     check_room(dialect, &twice, room, &[message, message]);
                 }

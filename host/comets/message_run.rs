@@ -1,18 +1,20 @@
 //! The messages of one call: one, or several of a room that follow each other.
 //!
 //! A run is made once per room and batch and shared by the calls to all comets, so that a message costs
-//! a comet's queue next to nothing. Its messages are settled one by one where their outcomes differ: a
-//! call is then [split](MessageRun::split_first).
+//! a comet's queue next to nothing: ids and frames are encoded once for all of them, and a call that ends
+//! as a whole costs one lock, not one per message. Messages are settled one by one where their outcomes
+//! differ: a call is then [split](MessageRun::split_first).
 
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use bytes::{BufMut as _, BytesMut};
+use bytes::{BufMut as _, Bytes, BytesMut};
 use http::HeaderValue;
+use parking_lot::Mutex;
 
 use super::hold::OrderHold;
 use super::outcome::{CallOutcome, Outcomes};
-use super::wire::Payload;
+use super::wire::{self, Payload};
 use crate::message::{MESSAGE_ID, MessageId};
 
 /// The maximum number of messages for one room that are merged into one call.
@@ -30,8 +32,6 @@ pub struct CallMessage {
     pub payload: Payload,
     /// Its id, sent in the call's metadata.
     pub id: MessageId,
-    /// Receives the outcomes.
-    pub outcomes: Arc<dyn Outcomes>,
 }
 
 impl CallMessage {
@@ -72,13 +72,35 @@ fn is_valid_in_list(id: &str) -> bool {
     id.bytes().all(|byte| (b' '..=b'~').contains(&byte) && byte != b',')
 }
 
-/// Messages that are shared by calls.
+/// Messages that will be shared by calls.
 #[derive(Debug, Default)]
 pub struct Run {
     messages: Vec<CallMessage>,
     size: RunSize,
-    /// The ids as metadata; encoded on first use, for all calls.
+}
+
+/// Messages that are shared by calls.
+#[derive(Debug)]
+struct SharedRun {
+    messages: Vec<CallMessage>,
+    size: RunSize,
+    /// The ids as metadata, and goim's frames; encoded on first use, for all calls.
     ids: OnceLock<Option<HeaderValue>>,
+    frames: OnceLock<Bytes>,
+    /// Receives the outcomes.
+    outcomes: Arc<dyn Outcomes>,
+    /// How many calls there are, and which have ended.
+    calls: u32,
+    ended: Mutex<EndedCalls>,
+}
+
+/// How many calls have ended.
+#[derive(Debug, Default)]
+struct EndedCalls {
+    /// Those that ended for all messages at once.
+    whole: u32,
+    /// For each message, those that did not; empty if there are none.
+    in_parts: Vec<u32>,
 }
 
 /// The size of messages.
@@ -112,7 +134,7 @@ impl Run {
     /// One message.
     pub fn one(message: CallMessage) -> Self {
         let size = RunSize::of(std::slice::from_ref(&message));
-        Self { size, messages: vec![message], ids: OnceLock::new() }
+        Self { size, messages: vec![message] }
     }
 
     /// Adds a message of the same room and the same partition.
@@ -130,23 +152,58 @@ impl Run {
     }
 }
 
+impl Run {
+    /// Its messages in each of this many calls. The outcomes are reported there.
+    pub fn into_calls(self, calls: usize, outcomes: Arc<dyn Outcomes>) -> impl Iterator<Item = MessageRun> {
+        let Self { messages, size } = self;
+        let (ids, frames, ended) = (OnceLock::new(), OnceLock::new(), Mutex::default());
+        let calls = calls as u32;
+        let run = Arc::new(SharedRun { messages, size, ids, frames, outcomes, calls, ended });
+        (0..calls).map(move |call| {
+            let range = 0..run.messages.len() as u32;
+            MessageRun { run: Arc::clone(&run), range, call: Some(call) }
+        })
+    }
+}
+
+impl SharedRun {
+    /// A call has ended for these messages.
+    fn note_ended(&self, range: Range<u32>) {
+        let all = 0..self.messages.len() as u32;
+        let mut ended = self.ended.lock();
+        let is_whole = range == all;
+        if is_whole {
+            ended.whole += 1;
+        } else {
+            ended.in_parts.resize(self.messages.len(), 0);
+            range.clone().for_each(|at| ended.in_parts[at as usize] += 1);
+        }
+        if ended.in_parts.is_empty() {
+            let are_all = ended.whole == self.calls;
+            drop(ended);
+            if are_all {
+                Arc::clone(&self.outcomes).finish(all);
+            }
+            return;
+        }
+        let has_ended = |at: &u32| ended.whole + ended.in_parts[*at as usize] == self.calls;
+        let finished: Vec<u32> = range.filter(has_ended).collect();
+        drop(ended);
+        finished.into_iter().for_each(|at| Arc::clone(&self.outcomes).finish(at..at + 1));
+    }
+}
+
 /// The messages of one call that have no outcome yet; at least one. Dropping it reports that the call
 /// will not be made.
 #[derive(Debug)]
 pub struct MessageRun {
-    run: Arc<Run>,
+    run: Arc<SharedRun>,
     range: Range<u32>,
     /// The number of the call, if this reports its outcome.
     call: Option<u32>,
 }
 
 impl MessageRun {
-    /// For the call with this number.
-    pub fn new(run: Arc<Run>, call: usize) -> Self {
-        let range = 0..run.messages.len() as u32;
-        Self { run, range, call: Some(call as u32) }
-    }
-
     pub(super) fn messages(&self) -> &[CallMessage] {
         self.run.messages.get(self.range.start as usize..self.range.end as usize).unwrap_or_default()
     }
@@ -160,6 +217,12 @@ impl MessageRun {
     pub(super) fn ids(&self) -> Option<HeaderValue> {
         let encode = || id_list(self.messages().iter().map(|message| &message.id));
         if self.is_whole() { self.run.ids.get_or_init(encode).clone() } else { encode() }
+    }
+
+    /// Their frames in goim's dialect, one after the other.
+    pub(super) fn frames(&self) -> Bytes {
+        let encode = || wire::frames(self.messages().iter().map(|message| &message.payload));
+        if self.is_whole() { self.run.frames.get_or_init(encode).clone() } else { encode() }
     }
 
     fn is_whole(&self) -> bool {
@@ -199,7 +262,7 @@ impl MessageRun {
 
     /// Whether the messages were cancelled. They are of one partition, and cancelled together.
     pub(super) fn is_cancelled(&self) -> bool {
-        self.first().outcomes.is_cancelled()
+        self.run.outcomes.is_cancelled()
     }
 
     /// Reports the outcome of all messages, each with its own hold.
@@ -209,11 +272,12 @@ impl MessageRun {
 
     fn report(&mut self, outcome: &CallOutcome, mut hold: impl FnMut(usize) -> Option<OrderHold>) {
         let Some(call) = self.call.take() else { return };
-        for (at, message) in self.messages().iter().enumerate() {
-            if message.outcomes.ended(call as usize, outcome.clone(), hold(at)) {
-                Arc::clone(&message.outcomes).finish();
+        if *outcome != CallOutcome::Acknowledged {
+            for (at, message) in self.range.clone().enumerate() {
+                self.run.outcomes.not_acknowledged(message, call as usize, outcome.clone(), hold(at));
             }
         }
+        self.run.note_ended(self.range.clone());
     }
 }
 
@@ -228,7 +292,88 @@ impl Drop for MessageRun {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::comets::wire::{Content, Dialect};
+
+    /// Records what it is told.
+    #[derive(Debug, Default)]
+    struct Told {
+        finished: Mutex<Vec<u32>>,
+        exceptions: Mutex<Vec<(u32, usize)>>,
+    }
+
+    impl Outcomes for Told {
+        fn not_acknowledged(&self, message: u32, call: usize, _: CallOutcome, _: Option<OrderHold>) {
+            assert!(!self.finished.lock().contains(&message), "before it is finished");
+            self.exceptions.lock().push((message, call));
+        }
+
+        fn finish(self: Arc<Self>, messages: Range<u32>) {
+            self.finished.lock().extend(messages);
+        }
+
+        fn is_cancelled(&self) -> bool {
+            false
+        }
+    }
+
+    fn run_of(messages: u32) -> Run {
+        let body = Bytes::from_static(b"x");
+        let content =
+            Content { operation: 5, body: &body, sent_ms: 0, traceparent: None, replayed: false };
+        let mut run = Run::default();
+        for number in 0..messages {
+            let payload = Payload::new(Dialect::Goim, &content, None);
+            run.push(CallMessage { payload, id: number.to_string().into() }).expect("there is room");
+        }
+        run
+    }
+
+    proptest! {
+        /// However calls are split, and in whatever order their parts end: each message is finished once,
+        /// when all its calls have ended.
+        #[test]
+        fn a_message_is_finished_once_when_all_its_calls_have_ended(
+            messages in 1..6u32, splits in proptest::collection::vec((0..6u32, any::<bool>()), 1..4), seed in any::<u64>(),
+        ) {
+            let told = Arc::new(Told::default());
+            let calls = run_of(messages).into_calls(splits.len(), Arc::<Told>::clone(&told));
+            let mut parts = Vec::new();
+            for (mut call, (first, fails)) in calls.zip(&splits) {
+                if (1..messages).contains(first) {
+                    parts.push((call.split_first(*first as usize), *fails));
+                }
+                parts.push((call, *fails));
+            }
+            fastrand::Rng::with_seed(seed).shuffle(&mut parts);
+            let mut open: Vec<usize> = vec![splits.len(); messages as usize];
+            let mut failed = 0;
+            for (part, fails) in parts {
+                let range = part.range.clone();
+                failed += if fails { part.len() } else { 0 };
+                let outcome = if fails { CallOutcome::NobodyThere } else { CallOutcome::Acknowledged };
+                part.tell(&outcome, |_| None);
+                range.for_each(|at| open[at as usize] -= 1);
+                let mut finished = told.finished.lock().clone();
+                finished.sort_unstable();
+                let ended: Vec<u32> = (0..messages).filter(|at| open[*at as usize] == 0).collect();
+                prop_assert_eq!(finished, ended);
+            }
+            prop_assert_eq!(told.exceptions.lock().len(), failed);
+        }
+    }
+
+    #[test]
+    fn a_call_that_is_dropped_has_an_outcome() {
+        let told = Arc::new(Told::default());
+        let mut calls = run_of(2).into_calls(2, Arc::<Told>::clone(&told));
+        drop(calls.next());
+        assert!(told.finished.lock().is_empty());
+        drop(calls.next());
+        assert_eq!((told.finished.lock().len(), told.exceptions.lock().len()), (2, 4));
+    }
 
     #[test]
     fn ids_are_a_list_of_those_that_are_valid_in_it() {

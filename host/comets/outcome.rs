@@ -1,5 +1,6 @@
 //! The outcome of a call, and who is told.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::hold::OrderHold;
@@ -33,16 +34,17 @@ pub struct PartialDelivery {
     pub why: String,
 }
 
-/// Receives the outcomes of one message's calls.
+/// Receives the outcomes of the calls of one run of messages, which are numbered from 0. It is usually
+/// called on a comet's task, so it should return soon.
 pub trait Outcomes: Send + Sync + std::fmt::Debug {
-    /// The call with this number has ended; returns whether all calls have. Called once per call,
-    /// usually on the comet's task, so it should return soon. Later calls of the same order wait at that
-    /// comet until `hold` is dropped.
-    fn ended(&self, call: usize, delivered: CallOutcome, hold: Option<OrderHold>) -> bool;
+    /// A call has ended for this message, and the comet did not simply acknowledge it. Called at most once
+    /// for each of its calls, before it is finished. Later calls of the same order wait at that comet until
+    /// `hold` is dropped.
+    fn not_acknowledged(&self, message: u32, call: usize, outcome: CallOutcome, hold: Option<OrderHold>);
 
-    /// All calls have ended.
-    fn finish(self: Arc<Self>);
+    /// All calls of these messages have ended. Called once for each message.
+    fn finish(self: Arc<Self>, messages: Range<u32>);
 
-    /// Whether the message was cancelled: calls that have not started are not made.
+    /// Whether the messages were cancelled: calls that have not started are not made.
     fn is_cancelled(&self) -> bool;
 }

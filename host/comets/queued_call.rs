@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use bytes::Bytes;
 use http::HeaderValue;
 use parking_lot::Mutex;
 
@@ -207,6 +208,11 @@ impl QueuedCall {
     /// The ids of its messages as metadata.
     pub(super) fn ids(&self) -> Option<HeaderValue> {
         self.run.ids()
+    }
+
+    /// The frames of its messages in goim's dialect.
+    pub(super) fn frames(&self) -> Bytes {
+        self.run.frames()
     }
 
     /// How many messages it has.

@@ -299,20 +299,13 @@ impl Dialect {
         Request { method, path: self.path(method), body }
     }
 
-    /// goim: one request with the frames of several messages for one room.
-    pub(super) fn merged<'a>(
-        self,
-        room: &RoomId,
-        payloads: impl Iterator<Item = &'a Payload> + Clone,
-    ) -> Request {
-        let length = payloads.clone().map(Payload::frame_len).sum();
+    /// goim: one request with the [frames] of several messages for one room.
+    pub(super) fn merged(self, room: &RoomId, frames: &[Bytes]) -> Request {
+        let length = frames.iter().map(Bytes::len).sum();
         let body = Body::whole(text_len(room.as_str()) + PROTO_OVERHEAD + length, |buffer| {
             put_text(BYTES_1, room.as_str(), buffer);
             begin_proto(OP_RAW, length, buffer);
-            for Encoded { operation, body, .. } in payloads.map(|payload| &*payload.0) {
-                buffer.put_slice(&frame_header(*operation, body.len()));
-                buffer.put_slice(body);
-            }
+            frames.iter().for_each(|frames| buffer.put_slice(frames));
         });
         Request { method: Method::BroadcastRoom, path: self.path(Method::BroadcastRoom), body }
     }
@@ -327,6 +320,16 @@ impl Dialect {
             (Self::Goim, Method::BroadcastRoom) => "/goim.comet.Comet/BroadcastRoom",
         })
     }
+}
+
+/// goim: the frames of messages, one after the other.
+pub(super) fn frames<'a>(payloads: impl Iterator<Item = &'a Payload> + Clone) -> Bytes {
+    let mut frames = BytesMut::with_capacity(payloads.clone().map(Payload::frame_len).sum());
+    for Encoded { operation, body, .. } in payloads.map(|payload| &*payload.0) {
+        frames.put_slice(&frame_header(*operation, body.len()));
+        frames.put_slice(body);
+    }
+    frames.freeze()
 }
 
 /// The methods of a comet.

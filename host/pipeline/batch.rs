@@ -11,7 +11,6 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::comets::CallMessage;
 use crate::consumer::{InFlightRecord, PartitionStream};
 use crate::dead_letter::{DeadLetterReason, Stage};
 use crate::decision::{FilteredMessage, Guard, Overrides, Retention, StateWrite, TrailEntry, Verdict};
@@ -24,7 +23,7 @@ use crate::pipeline::chain::BatchChain;
 use crate::pipeline::claims;
 use crate::pipeline::delivery_task::{DeliveryTask, StageOutcome};
 use crate::pipeline::dispatch::Dispatcher;
-use crate::pipeline::in_flight::{InFlight, Rest, Settler};
+use crate::pipeline::in_flight::{InFlightMessage, Settler};
 use crate::pipeline::key_order::KeyOrder;
 use crate::pipeline::metrics::TimedStage;
 use crate::pipeline::outcome::MessageOutcome;
@@ -300,7 +299,8 @@ impl PartitionWorker {
     /// budget of absent recipients is used up.
     async fn dispatch(&self, passed: Vec<PassedMessage>, resolved: Resolved) -> Result<(), Cancelled> {
         let since = Instant::now();
-        let mut dispatcher = Dispatcher::new(&self.pipeline.fleet, self.hold());
+        let mut dispatcher =
+            Dispatcher::new(&self.pipeline.fleet, &self.settler, self.hold(), self.started);
         for PassedMessage { message, overrides, retention, trail, pending } in passed {
             let plan = match dispatcher.shared_plan(&message, &overrides) {
                 Some(plan) => plan,
@@ -321,13 +321,8 @@ impl PartitionWorker {
             let entries = plan.absent.len() + if retention.inbox { plan.recipients } else { 0 };
             let absent_permit = self.absent_permit(&mut dispatcher, entries).await?;
             let payload = dispatcher.payload(&message).await?;
-            let (room, id) = (message.room().cloned(), message.id.clone());
-            let (started, queued) = (self.started, dispatcher.now());
-            let shared = Arc::clone(&plan);
-            let rest =
-                Rest { message, pending, trail, retention, plan: shared, started, absent_permit, queued };
-            let outcomes = InFlight::new(&self.settler, rest);
-            dispatcher.queue(room, plan, CallMessage { payload, id, outcomes }).await?;
+            let message = InFlightMessage { message, pending, trail, retention, absent_permit };
+            dispatcher.queue(plan, payload, message).await?;
         }
         dispatcher.queue_all().await?;
         self.pipeline.metrics.stage(TimedStage::Dispatch, since);

@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
 
-use crate::comets::{CallBatch, CallMessage, CallRequest, Content, Fleet, MessageRun, Payload, Run};
+use crate::comets::{CallBatch, CallMessage, CallRequest, Content, Fleet, Payload, Run};
 use crate::decision::Overrides;
 use crate::message::{CometAddr, Message, RoomId, TRACEPARENT};
 use crate::pipeline::call::MessagePlan;
+use crate::pipeline::in_flight::{InFlight, InFlightMessage, RunContext, Settler};
 use crate::pipeline::retry::{Cancelled, HoldContext, hold_behind};
 use crate::stalls::StallStage;
 
@@ -26,8 +27,11 @@ const BACK_PRESSURE: Duration = Duration::from_secs(2);
 /// Queues messages at comets, in their order.
 pub(super) struct Dispatcher<'a> {
     fleet: &'a Fleet,
+    settler: &'a Arc<Settler>,
     hold: HoldContext<'a>,
     batch: CallBatch<'a>,
+    /// When the batch of records started.
+    started: Instant,
     /// What happens to messages of a room that nothing treats differently.
     plans: HashMap<RoomId, Arc<MessagePlan>, RandomState>,
     /// Who gets BROADCASTs, once that is needed.
@@ -43,15 +47,24 @@ pub(super) struct Dispatcher<'a> {
 struct OpenRun {
     plan: Arc<MessagePlan>,
     run: Run,
+    messages: Vec<InFlightMessage>,
+    queued: Instant,
 }
 
 impl<'a> Dispatcher<'a> {
-    /// Nothing is queued yet.
-    pub(super) fn new(fleet: &'a Fleet, hold: HoldContext<'a>) -> Self {
+    /// Nothing is queued yet of this batch, which started then.
+    pub(super) fn new(
+        fleet: &'a Fleet,
+        settler: &'a Arc<Settler>,
+        hold: HoldContext<'a>,
+        started: Instant,
+    ) -> Self {
         let batch = CallBatch::new(fleet);
         Self {
             fleet,
+            settler,
             hold,
+            started,
             known_at: batch.now(),
             batch,
             plans: HashMap::default(),
@@ -59,11 +72,6 @@ impl<'a> Dispatcher<'a> {
             runs: HashMap::default(),
             rooms: Vec::new(),
         }
-    }
-
-    /// The time at which messages count as queued.
-    pub(super) fn now(&self) -> Instant {
-        self.batch.now()
     }
 
     /// The comets that get BROADCASTs.
@@ -122,31 +130,39 @@ impl<'a> Dispatcher<'a> {
     /// When the partition was cancelled meanwhile.
     pub(super) async fn queue(
         &mut self,
-        room: Option<RoomId>,
         plan: Arc<MessagePlan>,
-        message: CallMessage,
+        payload: Payload,
+        message: InFlightMessage,
     ) -> Result<(), Cancelled> {
-        let Some(room) = room.filter(|_| plan.is_for_room()) else {
+        let call_message = CallMessage { payload, id: message.message.id.clone() };
+        let Some(room) = message.message.room().filter(|_| plan.is_for_room()) else {
             self.queue_all().await?;
-            return self.send(None, &plan, Run::one(message)).await;
+            let alone = self.open(plan, call_message, message);
+            return self.send(None, alone).await;
         };
-        let message = match self.runs.get_mut(&room) {
-            Some(open) if Arc::ptr_eq(&open.plan, &plan) => match open.run.push(message) {
-                Ok(()) => return Ok(()),
-                Err(message) => message,
+        let call_message = match self.runs.get_mut(room) {
+            Some(open) if Arc::ptr_eq(&open.plan, &plan) => match open.run.push(call_message) {
+                Ok(()) => {
+                    open.messages.push(message);
+                    return Ok(());
+                }
+                Err(call_message) => call_message,
             },
-            Some(_) => message,
-            None => {
-                self.rooms.push(room.clone());
-                self.runs.insert(room, OpenRun { plan, run: Run::one(message) });
-                return Ok(());
-            }
+            _ => call_message,
         };
-        let next = OpenRun { plan, run: Run::one(message) };
-        if let Some(OpenRun { plan, run }) = self.runs.insert(room.clone(), next) {
-            self.send(Some(&room), &plan, run).await?;
+        let room = room.clone();
+        let next = self.open(plan, call_message, message);
+        match self.runs.insert(room.clone(), next) {
+            Some(full) => self.send(Some(&room), full).await,
+            None => {
+                self.rooms.push(room);
+                Ok(())
+            }
         }
-        Ok(())
+    }
+
+    fn open(&self, plan: Arc<MessagePlan>, call_message: CallMessage, message: InFlightMessage) -> OpenRun {
+        OpenRun { plan, run: Run::one(call_message), messages: vec![message], queued: self.batch.now() }
     }
 
     /// Queues all messages that wait for others.
@@ -155,8 +171,8 @@ impl<'a> Dispatcher<'a> {
     /// When the partition was cancelled meanwhile.
     pub(super) async fn queue_all(&mut self) -> Result<(), Cancelled> {
         for room in std::mem::take(&mut self.rooms) {
-            if let Some(OpenRun { plan, run }) = self.runs.remove(&room) {
-                self.send(Some(&room), &plan, run).await?;
+            if let Some(open) = self.runs.remove(&room) {
+                self.send(Some(&room), open).await?;
             }
         }
         Ok(())
@@ -178,16 +194,18 @@ impl<'a> Dispatcher<'a> {
     }
 
     /// Queues a run: first at the comets that have room, then at the others, waiting for room.
-    async fn send(&mut self, room: Option<&RoomId>, plan: &MessagePlan, run: Run) -> Result<(), Cancelled> {
-        let run = Arc::new(run);
+    async fn send(&mut self, room: Option<&RoomId>, run: OpenRun) -> Result<(), Cancelled> {
+        let OpenRun { plan, run, messages, queued } = run;
+        let context = RunContext { plan: Arc::clone(&plan), started: self.started, queued };
+        let outcomes = InFlight::new(self.settler, context, messages);
         let mut waiting = Vec::new();
-        for (at, call) in plan.calls.iter().enumerate() {
+        for (call, run) in plan.calls.iter().zip(run.into_calls(plan.calls.len(), outcomes)) {
             let request = CallRequest {
                 comet: call.delivery.comet.clone(),
                 named_by: call.delivery.named_by,
                 target: call.delivery.target.clone(),
                 room: room.cloned(),
-                run: MessageRun::new(Arc::clone(&run), at),
+                run,
             };
             waiting.extend(self.batch.try_send(request).err());
         }

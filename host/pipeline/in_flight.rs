@@ -1,10 +1,12 @@
 //! Messages whose calls are queued or in flight, and their settlement in the common case.
 //!
-//! A message costs one allocation here and one decrement for each of its calls. When its last call
-//! ends, the message goes to the partition's settler, which handles all that have ended since its
-//! last run. A message that every comet acknowledged and that has no absent recipient is settled
-//! there; any other message gets a task of its own (`delivery_task`).
+//! Messages of a room that are queued together are one run. A run costs one allocation here, whatever the
+//! number of its messages and calls. When the last call of a message ends, the message goes to the
+//! partition's settler, which handles all that have ended since its last run. A message that every comet
+//! acknowledged and that has no absent recipient is settled there; any other message gets a task of its
+//! own (`delivery_task`).
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -32,52 +34,61 @@ use crate::pipeline::trace::{MessageTrace, UnsettledRecord};
 /// How long a message that was given up holds its order after its outcome, if Kafka accepts no commit.
 const LONGEST_COMMIT: Duration = Duration::from_secs(30);
 
-/// A message and its calls.
+/// Messages that share their calls.
 #[derive(Debug)]
 pub(super) struct InFlight {
-    /// Calls without an outcome.
-    open: AtomicUsize,
-    /// The calls that were not simply acknowledged.
-    exceptions: Mutex<Vec<Exception>>,
-    /// What is needed once the calls have ended.
-    rest: Mutex<Option<Rest>>,
+    /// The messages whose calls have not all ended.
+    messages: Mutex<Vec<Option<InFlightMessage>>>,
+    /// The calls that were not simply acknowledged, and for which message.
+    exceptions: Mutex<Vec<(u32, Exception)>>,
+    context: RunContext,
     settler: Arc<Settler>,
 }
 
 /// What a message needs once its calls have ended.
-pub(super) struct Rest {
+pub(super) struct InFlightMessage {
     pub(super) message: Message,
     pub(super) pending: UnsettledRecord,
     pub(super) trail: Vec<TrailEntry>,
     pub(super) retention: Retention,
-    pub(super) plan: Arc<MessagePlan>,
-    /// When its batch started.
-    pub(super) started: Instant,
     /// The absent recipients' permits from the budget of all messages.
     pub(super) absent_permit: Option<OwnedSemaphorePermit>,
-    /// When its calls were queued.
+}
+
+/// What the messages share.
+pub(super) struct RunContext {
+    pub(super) plan: Arc<MessagePlan>,
+    /// When their batch started.
+    pub(super) started: Instant,
+    /// When their calls were queued.
     pub(super) queued: Instant,
 }
 
-impl Rest {
-    fn into_trace(self) -> (MessageTrace, Option<OwnedSemaphorePermit>) {
-        let Self { message, pending, trail, retention, plan, started, absent_permit, .. } = self;
-        let mut trace = MessageTrace::new(message, pending, trail, started);
-        (trace.plan, trace.retention) = (Some(plan), retention);
+impl InFlightMessage {
+    fn into_trace(self, context: &RunContext) -> (MessageTrace, Option<OwnedSemaphorePermit>) {
+        let Self { message, pending, trail, retention, absent_permit } = self;
+        let mut trace = MessageTrace::new(message, pending, trail, context.started);
+        (trace.plan, trace.retention) = (Some(Arc::clone(&context.plan)), retention);
         (trace, absent_permit)
     }
 }
 
-impl std::fmt::Debug for Rest {
+impl std::fmt::Debug for InFlightMessage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Rest").field("record", &self.message.record.origin).finish_non_exhaustive()
+        f.debug_struct("InFlightMessage").field("record", &self.message.record.origin).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for RunContext {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RunContext").field("calls", &self.plan.calls.len()).finish_non_exhaustive()
     }
 }
 
 /// Settles the messages of one partition.
 pub(super) struct Settler {
     pipeline: Arc<Pipeline>,
-    ended: Mutex<Vec<Arc<InFlight>>>,
+    ended: Mutex<Vec<EndedMessages>>,
     any_ended: Notify,
     delivery_tasks: TaskTracker,
     /// How many messages are in flight.
@@ -88,6 +99,9 @@ pub(super) struct Settler {
     cancel: CancellationToken,
 }
 
+/// Messages whose calls have ended.
+type EndedMessages = (Arc<InFlight>, Range<u32>);
+
 impl std::fmt::Debug for Settler {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Settler").field("in_flight", &self.in_flight).finish_non_exhaustive()
@@ -95,47 +109,51 @@ impl std::fmt::Debug for Settler {
 }
 
 impl InFlight {
-    /// A message whose calls are about to be queued. Once they have ended, which is now if there are
-    /// none, the settler gets it.
-    pub(super) fn new(settler: &Arc<Settler>, rest: Rest) -> Arc<Self> {
-        settler.pipeline.metrics.in_flight.inc();
-        settler.in_flight.fetch_add(1, Ordering::Relaxed);
-        let calls = rest.plan.calls.len();
+    /// Messages whose calls are about to be queued. Once they have ended, which is now if there are none,
+    /// the settler gets them.
+    pub(super) fn new(
+        settler: &Arc<Settler>,
+        context: RunContext,
+        messages: Vec<InFlightMessage>,
+    ) -> Arc<Self> {
+        let count = messages.len();
+        settler.pipeline.metrics.in_flight.inc_by(count as i64);
+        settler.in_flight.fetch_add(count, Ordering::Relaxed);
+        let has_calls = !context.plan.calls.is_empty();
         let in_flight = Arc::new(Self {
-            open: AtomicUsize::new(calls),
+            messages: Mutex::new(messages.into_iter().map(Some).collect()),
             exceptions: Mutex::default(),
-            rest: Mutex::new(Some(rest)),
+            context,
             settler: Arc::clone(settler),
         });
-        if calls == 0 {
-            Arc::clone(&in_flight).finish();
+        if !has_calls {
+            Arc::clone(&in_flight).finish(0..count as u32);
         }
         in_flight
+    }
+
+    /// The calls of this message that were not simply acknowledged.
+    fn exceptions_of(&self, message: u32) -> Vec<Exception> {
+        let mut exceptions = self.exceptions.lock();
+        exceptions.extract_if(.., |(of, _)| *of == message).map(|(_, exception)| exception).collect()
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.settler.pipeline.metrics.in_flight.dec();
-        // What waits for the last one must see what all did.
-        if self.settler.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.settler.idle.notify_waiters();
-        }
+        let left = self.messages.get_mut().iter().flatten().count();
+        self.settler.note_done(left);
     }
 }
 
 impl Outcomes for InFlight {
-    fn ended(&self, call: usize, outcome: CallOutcome, hold: Option<OrderHold>) -> bool {
-        if outcome != CallOutcome::Acknowledged {
-            self.exceptions.lock().push(Exception { call, outcome, hold });
-        }
-        // The last call to end must see the exceptions that the others recorded.
-        self.open.fetch_sub(1, Ordering::AcqRel) == 1
+    fn not_acknowledged(&self, message: u32, call: usize, outcome: CallOutcome, hold: Option<OrderHold>) {
+        self.exceptions.lock().push((message, Exception { call, outcome, hold }));
     }
 
-    fn finish(self: Arc<Self>) {
+    fn finish(self: Arc<Self>, messages: Range<u32>) {
         let settler = Arc::clone(&self.settler);
-        settler.take_over(self);
+        settler.take_over((self, messages));
     }
 
     fn is_cancelled(&self) -> bool {
@@ -176,11 +194,23 @@ impl Settler {
         }
     }
 
-    fn take_over(&self, message: Arc<InFlight>) {
+    fn take_over(&self, messages: EndedMessages) {
         let mut ended = self.ended.lock();
-        ended.push(message);
+        ended.push(messages);
         if ended.len() == 1 {
             self.any_ended.notify_one();
+        }
+    }
+
+    /// These messages are not in flight any more.
+    fn note_done(&self, messages: usize) {
+        if messages == 0 {
+            return;
+        }
+        self.pipeline.metrics.in_flight.dec_by(messages as i64);
+        // What waits for the last one must see what all did.
+        if self.in_flight.fetch_sub(messages, Ordering::AcqRel) == messages {
+            self.idle.notify_waiters();
         }
     }
 
@@ -191,53 +221,61 @@ impl Settler {
             self.any_ended.notified().await;
             std::mem::swap(&mut *self.ended.lock(), &mut ended);
             let mut settled = Settled::new(Instant::now());
-            let (mut acks, mut positions) =
-                (Vec::with_capacity(ended.len()), Vec::with_capacity(ended.len()));
-            for message in &ended {
-                if let Some(UnsettledRecord { ack, position }) = self.settle(message, &mut settled) {
+            let count = ended.iter().map(|(_, messages)| messages.len()).sum();
+            let (mut acks, mut positions) = (Vec::with_capacity(count), Vec::with_capacity(count));
+            for (run, messages) in &ended {
+                self.settle(run, messages.clone(), &mut settled, |UnsettledRecord { ack, position }| {
                     acks.push(ack);
                     positions.push(position);
-                }
+                });
             }
             KeyPosition::drop_all(positions);
             AckHandle::settle_all(acks);
             self.pipeline.metrics.settled_many(&settled);
             ended.clear();
+            self.note_done(count);
         }
     }
 
-    /// Settles a message that every comet acknowledged, up to its offset, which is returned. Any other
+    /// Settles messages that every comet acknowledged, up to their offsets, which are handed on. Any other
     /// one gets a task.
-    fn settle(&self, message: &InFlight, settled: &mut Settled) -> Option<UnsettledRecord> {
-        let exceptions = std::mem::take(&mut *message.exceptions.lock());
-        let rest = message.rest.lock().take()?;
-        settled.queued.push(rest.queued);
-        if self.cancel.is_cancelled() {
-            // The record will be delivered again.
-            return None;
-        }
-        let plan = &rest.plan;
-        if !exceptions.is_empty() || !plan.absent.is_empty() || rest.retention.inbox {
-            self.go_the_long_way(rest, exceptions);
-            return None;
-        }
+    fn settle(
+        &self,
+        run: &InFlight,
+        messages: Range<u32>,
+        settled: &mut Settled,
+        mut done: impl FnMut(UnsettledRecord),
+    ) {
+        let (context, plan) = (&run.context, &run.context.plan);
+        let is_cancelled = self.cancel.is_cancelled();
+        let has_exceptions = !run.exceptions.lock().is_empty();
         let outcome =
             if plan.calls.is_empty() { MessageOutcome::NoRecipients } else { MessageOutcome::Delivered };
-        settled.add(outcome, plan.recipients, plan.withheld, rest.started);
-        if !tracing::enabled!(tracing::Level::DEBUG) {
-            return Some(rest.pending);
+        let mut all = run.messages.lock();
+        for at in messages {
+            let Some(message) = all.get_mut(at as usize).and_then(Option::take) else { continue };
+            settled.queued.push(context.queued);
+            if is_cancelled {
+                // The record will be delivered again.
+                continue;
+            }
+            let exceptions = if has_exceptions { run.exceptions_of(at) } else { Vec::new() };
+            if !exceptions.is_empty() || !plan.absent.is_empty() || message.retention.inbox {
+                self.go_the_long_way(message, context, exceptions);
+                continue;
+            }
+            settled.add(outcome, plan.recipients, plan.withheld, context.started);
+            if tracing::enabled!(tracing::Level::DEBUG) {
+                done(log_settled(message, context, outcome));
+            } else {
+                done(message.pending);
+            }
         }
-        let (mut trace, _) = rest.into_trace();
-        let Some(plan) = trace.plan.clone() else { return Some(trace.pending) };
-        trace.accepted.extend(plan.calls.iter().map(|_| Acceptance::All));
-        trace.counts.sent = plan.recipients;
-        trace.log_settled(plan.chain.set(), outcome, &"");
-        Some(trace.pending)
     }
 
-    fn go_the_long_way(&self, rest: Rest, exceptions: Vec<Exception>) {
-        let chain = rest.plan.chain.clone();
-        let (trace, absent_permit) = rest.into_trace();
+    fn go_the_long_way(&self, message: InFlightMessage, context: &RunContext, exceptions: Vec<Exception>) {
+        let chain = context.plan.chain.clone();
+        let (trace, absent_permit) = message.into_trace(context);
         let delivery_task =
             DeliveryTask { pipeline: Arc::clone(&self.pipeline), chain, cancel: self.cancel.clone(), trace };
         let mut exceptions = exceptions;
@@ -253,4 +291,14 @@ impl Settler {
         };
         self.delivery_tasks.spawn(panics::abort_on_panic("a message's delivery task", run));
     }
+}
+
+/// Logs a message that every comet acknowledged.
+fn log_settled(message: InFlightMessage, context: &RunContext, outcome: MessageOutcome) -> UnsettledRecord {
+    let plan = &context.plan;
+    let (mut trace, _) = message.into_trace(context);
+    trace.accepted.extend(plan.calls.iter().map(|_| Acceptance::All));
+    trace.counts.sent = plan.recipients;
+    trace.log_settled(plan.chain.set(), outcome, &"");
+    trace.pending
 }

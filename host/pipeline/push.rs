@@ -7,14 +7,14 @@
 //! at the latest when its call does; nothing is retried here, since the inbox still has the message.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::comets::{
-    CallMessage, CallOutcome, CallRequest, Content, Fleet, MessageRun, OrderHold, Outcomes, PartialDelivery,
-    Run,
+    CallMessage, CallOutcome, CallRequest, Content, Fleet, OrderHold, Outcomes, PartialDelivery, Run,
 };
 use crate::directory::Unavailable;
 use crate::membership::Connection;
@@ -64,16 +64,23 @@ struct SentCall {
 #[derive(Debug)]
 struct PushReply(Mutex<Option<oneshot::Sender<CallOutcome>>>);
 
-impl Outcomes for PushReply {
-    fn ended(&self, _: usize, delivered: CallOutcome, _: Option<OrderHold>) -> bool {
+impl PushReply {
+    fn tell(&self, outcome: CallOutcome) {
         if let Some(reply) = self.0.lock().take() {
             // Fails if nobody waits any more.
-            let _ = reply.send(delivered);
+            let _ = reply.send(outcome);
         }
-        true
+    }
+}
+
+impl Outcomes for PushReply {
+    fn not_acknowledged(&self, _: u32, _: usize, outcome: CallOutcome, _: Option<OrderHold>) {
+        self.tell(outcome);
     }
 
-    fn finish(self: Arc<Self>) {}
+    fn finish(self: Arc<Self>, _: Range<u32>) {
+        self.tell(CallOutcome::Acknowledged);
+    }
 
     fn is_cancelled(&self) -> bool {
         self.0.lock().as_ref().is_none_or(oneshot::Sender::is_closed)
@@ -148,15 +155,17 @@ impl Pusher<'_> {
         for (comet, connections) in by_comet {
             let (reply, outcome) = oneshot::channel();
             let outcomes = Arc::new(PushReply(Mutex::new(Some(reply))));
-            let message = CallMessage { payload: payload.clone(), id: id.clone(), outcomes };
-            let request = CallRequest {
-                comet: comet.clone(),
-                named_by: NamedBy::Directory,
-                target: CallTarget::Connections(connections.clone()),
-                room: None,
-                run: MessageRun::new(Arc::new(Run::one(message)), 0),
-            };
-            self.fleet.send(request).await;
+            let run = Run::one(CallMessage { payload: payload.clone(), id: id.clone() });
+            for run in run.into_calls(1, outcomes) {
+                let request = CallRequest {
+                    comet: comet.clone(),
+                    named_by: NamedBy::Directory,
+                    target: CallTarget::Connections(connections.clone()),
+                    room: None,
+                    run,
+                };
+                self.fleet.send(request).await;
+            }
             sent.push(SentCall { connections, outcome });
         }
         sent

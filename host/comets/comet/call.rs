@@ -134,11 +134,11 @@ impl InFlightCall {
 
     /// The request of the next attempt.
     pub(super) fn request(&self, dialect: Dialect, with_ids: bool) -> (channel::GrpcRequest, Method) {
-        let messages = || self.calls.iter().take(self.attempted()).flat_map(QueuedCall::messages);
         let first = &self.calls[0];
         let request = match &first.target {
             CallTarget::Room(room) if self.batch_len() > 1 => {
-                dialect.merged(room, messages().map(|message| &message.payload))
+                let calls = self.calls.iter().take(self.attempted());
+                dialect.merged(room, &calls.map(QueuedCall::frames).collect::<Vec<_>>())
             }
             target => dialect.request(target, first.payload()),
         };

@@ -30,7 +30,7 @@ async fn calls_of_all_kinds(config: &Config) -> Vec<SeenCall> {
                 named_by: NamedBy::Record,
                 target,
                 room: None,
-                run: run(payload, id, handle().0, 0),
+                run: run(payload, id, handle().0),
             })
             .await;
         assert_eq!(delivered, CallOutcome::Acknowledged);

@@ -312,7 +312,7 @@ async fn bytes_that_wait_for_comets_are_bounded_over_all_of_them() {
             named_by: NamedBy::Record,
             target,
             room: None,
-            run: run(payload, "id", outcomes, 0),
+            run: run(payload, "id", outcomes),
         });
         sent.map(|()| handle)
     };

@@ -1,5 +1,6 @@
 //! Messages that were given up, and what follows them.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -18,13 +19,21 @@ const SHORT: CallTimeouts =
 #[derive(Debug, Default)]
 struct Keeper(Mutex<Vec<(usize, CallOutcome, Option<OrderHold>)>>);
 
-impl Outcomes for Keeper {
-    fn ended(&self, call: usize, outcome: CallOutcome, hold: Option<OrderHold>) -> bool {
-        self.0.lock().push((call, outcome, hold));
-        true
+/// Keeps those of the message with this number there.
+#[derive(Debug)]
+struct Kept(Arc<Keeper>, usize);
+
+impl Outcomes for Kept {
+    fn not_acknowledged(&self, _: u32, _: usize, outcome: CallOutcome, hold: Option<OrderHold>) {
+        self.0.0.lock().push((self.1, outcome, hold));
     }
 
-    fn finish(self: Arc<Self>) {}
+    fn finish(self: Arc<Self>, _: Range<u32>) {
+        let mut ended = self.0.0.lock();
+        if ended.iter().all(|(number, ..)| *number != self.1) {
+            ended.push((self.1, CallOutcome::Acknowledged, None));
+        }
+    }
 
     fn is_cancelled(&self) -> bool {
         false
@@ -53,8 +62,8 @@ impl World {
     /// Sends a message with this number.
     fn send(&self, target: CallTarget, number: usize) {
         let request = request(&self.fleet, &self.comet.address, target, "x", &number.to_string());
-        let keeper = Arc::<Keeper>::clone(&self.keeper);
-        self.fleet.try_send(replying_to(request, keeper, number)).expect("room in the queue");
+        let kept = Arc::new(Kept(Arc::clone(&self.keeper), number));
+        self.fleet.try_send(replying_to(request, kept)).expect("room in the queue");
     }
 
     fn ended(&self, number: usize) -> bool {
@@ -163,8 +172,8 @@ async fn nothing_waits_behind_an_open_breaker() {
     drop(comet);
     let send = |number: usize| {
         let request = request(&fleet, &address, room(), "x", &number.to_string());
-        let keeper = Arc::<Keeper>::clone(&keeper);
-        fleet.try_send(replying_to(request, keeper, number)).expect("room in the queue");
+        let kept = Arc::new(Kept(Arc::clone(&keeper), number));
+        fleet.try_send(replying_to(request, kept)).expect("room in the queue");
     };
     for number in 1..4 {
         send(number);

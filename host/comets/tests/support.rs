@@ -1,6 +1,7 @@
 //! A fake comet with programmable answers that records its calls, and a fleet to call it.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -377,7 +378,7 @@ pub(super) trait SendNow {
 impl SendNow for Fleet {
     fn send_now(&self, request: CallRequest) -> CallHandle {
         let (outcomes, handle) = handle();
-        self.try_send(replying_to(request, outcomes, 0)).expect("room in the queue");
+        self.try_send(replying_to(request, outcomes)).expect("room in the queue");
         handle
     }
 
@@ -401,25 +402,29 @@ pub(super) fn handle() -> (Arc<dyn Outcomes>, CallHandle) {
 }
 
 /// One message whose outcome is reported there.
-pub(super) fn run(payload: Payload, id: &str, outcomes: Arc<dyn Outcomes>, call: usize) -> MessageRun {
-    MessageRun::new(Arc::new(Run::one(CallMessage { payload, id: id.into(), outcomes })), call)
+pub(super) fn run(payload: Payload, id: &str, outcomes: Arc<dyn Outcomes>) -> MessageRun {
+    let run = Run::one(CallMessage { payload, id: id.into() });
+    run.into_calls(1, outcomes).next().expect("one call")
 }
 
 /// The same request, with its outcome reported elsewhere.
-pub(super) fn replying_to(request: CallRequest, outcomes: Arc<dyn Outcomes>, call: usize) -> CallRequest {
-    let CallMessage { payload, id, .. } = request.run.first();
-    let run = run(payload.clone(), id.as_str(), outcomes, call);
+pub(super) fn replying_to(request: CallRequest, outcomes: Arc<dyn Outcomes>) -> CallRequest {
+    let CallMessage { payload, id } = request.run.first();
+    let run = run(payload.clone(), id.as_str(), outcomes);
     CallRequest { run, ..request }
 }
 
 impl Outcomes for Told {
-    fn ended(&self, _: usize, delivered: CallOutcome, _: Option<OrderHold>) -> bool {
+    fn not_acknowledged(&self, _: u32, _: usize, outcome: CallOutcome, _: Option<OrderHold>) {
         let sender = self.0.lock().take().expect("told once");
-        drop(sender.send(delivered));
-        true
+        drop(sender.send(outcome));
     }
 
-    fn finish(self: Arc<Self>) {}
+    fn finish(self: Arc<Self>, _: Range<u32>) {
+        if let Some(sender) = self.0.lock().take() {
+            drop(sender.send(CallOutcome::Acknowledged));
+        }
+    }
 
     fn is_cancelled(&self) -> bool {
         self.0.lock().as_ref().is_none_or(oneshot::Sender::is_closed)
@@ -437,7 +442,7 @@ impl Future for CallHandle {
 /// Sends as the gateway does where it may have to wait.
 pub(super) async fn send_waiting(fleet: &Fleet, request: CallRequest) -> CallHandle {
     let (outcomes, handle) = handle();
-    fleet.send(replying_to(request, outcomes, 0)).await;
+    fleet.send(replying_to(request, outcomes)).await;
     handle
 }
 
@@ -451,7 +456,7 @@ pub(super) fn request(
 ) -> CallRequest {
     let payload = fleet.payload_now(5, &Bytes::copy_from_slice(body.as_bytes()));
     let named_by = NamedBy::Record;
-    let run = run(payload, id, handle().0, 0);
+    let run = run(payload, id, handle().0);
     CallRequest { comet: comet.clone(), named_by, target, room: None, run }
 }
 

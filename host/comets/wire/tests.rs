@@ -56,7 +56,7 @@ fn the_calls_of_a_large_message_share_its_bytes() {
 fn merged_frames_are_concatenated() {
     let of = |text: &'static str| payload(Dialect::Goim, 4, &Bytes::from_static(text.as_bytes()));
     let (a, b) = (of("a"), of("bc"));
-    let request = Dialect::Goim.merged(&"r".into(), [&a, &b].into_iter());
+    let request = Dialect::Goim.merged(&"r".into(), &[frames([&a].into_iter()), frames([&b].into_iter())]);
     let decoded = goim::BroadcastRoomReq::decode(request.body.message()).expect("decodes");
     let proto = decoded.proto.expect("a proto");
     assert_eq!((proto.op, proto.body), (9, [frame_of(&a), frame_of(&b)].concat().into()));
