@@ -15,9 +15,11 @@ mod push;
 mod record;
 mod redrive_users;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 use prost::Message as _;
 
 pub use comet_addr::{Address, CometAddr, InvalidAddress};
@@ -99,39 +101,67 @@ pub enum DecodeError {
     },
 }
 
-impl Message {
+/// Decodes messages. Those of one room share its name, so it is for messages that are processed together.
+#[derive(Debug)]
+pub struct Decoder {
+    max_keys: usize,
+    rooms: HashSet<RoomId, RandomState>,
+    push: push::PushMsg,
+    /// A buffer for ids.
+    id: String,
+}
+
+impl Decoder {
+    /// With a limit on the keys of a message.
+    pub fn new(max_keys: usize) -> Self {
+        Self { max_keys, rooms: HashSet::default(), push: push::PushMsg::default(), id: String::new() }
+    }
+
     /// Decodes the `PushMsg` in a record's value.
     ///
     /// # Errors
-    /// When the value is not a `PushMsg`, or has no recipients.
-    pub fn decode(record: Arc<Record>) -> Result<Self, DecodeError> {
-        Self::decode_with_limit(record, usize::MAX)
-    }
-
-    /// Like [`Message::decode`], with a limit on keys.
-    ///
-    /// # Errors
-    /// As [`Message::decode`], and when there are more keys.
-    pub fn decode_with_limit(record: Arc<Record>, max_keys: usize) -> Result<Self, DecodeError> {
+    /// When the value is not a `PushMsg`, or has no recipients or too many keys.
+    pub fn decode(&mut self, record: Arc<Record>) -> Result<Message, DecodeError> {
         let left_out = [VALUE_LEFT_OUT, KEY_LEFT_OUT, HEADERS_LEFT_OUT].into_iter();
         if let Some(why) = left_out.filter(|_| record.trusted).find_map(|name| record.header(name)) {
             return Err(DecodeError::LeftOut(String::from_utf8_lossy(why).into_owned()));
         }
         let value = record.value.clone().ok_or(DecodeError::NoValue)?;
         let keys = push::count_keys(&value);
-        if keys > max_keys {
-            return Err(DecodeError::TooManyKeys { keys, allowed: max_keys });
+        if keys > self.max_keys {
+            return Err(DecodeError::TooManyKeys { keys, allowed: self.max_keys });
         }
-        let push = push::PushMsg::decode(value, keys).map_err(|e| DecodeError::Malformed(e.to_string()))?;
+        let push = &mut self.push;
+        push.decode(value, keys).map_err(|error| DecodeError::Malformed(error.to_string()))?;
+        let (body, keys) = (std::mem::take(&mut push.msg), std::mem::take(&mut push.keys));
         let audience = match wire::push_msg::Type::try_from(push.kind) {
-            Ok(wire::push_msg::Type::Push) => keys_audience(push.server, push.keys)?,
+            Ok(wire::push_msg::Type::Push) => keys_audience(&push.server, keys)?,
             Ok(wire::push_msg::Type::Room) if push.room.is_empty() => return Err(DecodeError::NoRoom),
-            Ok(wire::push_msg::Type::Room) => Audience::Room(push.room.into()),
+            Ok(wire::push_msg::Type::Room) => Audience::Room(shared(&mut self.rooms, &push.room)),
             Ok(wire::push_msg::Type::Broadcast) => Audience::Everyone { speed: push.speed },
             Err(_) => return Err(DecodeError::UnknownType(push.kind)),
         };
-        let id = record.message_id();
-        Ok(Self { record, id, audience, operation: push.operation, body: push.msg })
+        let id = record.message_id_with(&mut self.id);
+        Ok(Message { record, id, audience, operation: push.operation, body })
+    }
+}
+
+fn shared(rooms: &mut HashSet<RoomId, RandomState>, room: &str) -> RoomId {
+    if let Some(room) = rooms.get(room) {
+        return room.clone();
+    }
+    let room = RoomId::from(room);
+    rooms.insert(room.clone());
+    room
+}
+
+impl Message {
+    /// Decodes the `PushMsg` in one record's value.
+    ///
+    /// # Errors
+    /// When the value is not a `PushMsg`, or has no recipients.
+    pub fn decode(record: Arc<Record>) -> Result<Self, DecodeError> {
+        Decoder::new(usize::MAX).decode(record)
     }
 
     /// The room, if the message is for one.
@@ -143,7 +173,7 @@ impl Message {
     }
 }
 
-fn keys_audience(server: String, keys: Vec<Arc<str>>) -> Result<Audience, DecodeError> {
+fn keys_audience(server: &str, keys: Vec<Arc<str>>) -> Result<Audience, DecodeError> {
     if keys.is_empty() || keys.iter().any(|key| key.is_empty()) {
         return Err(DecodeError::NoKeys);
     }
@@ -220,11 +250,32 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_left_of_the_message_that_was_decoded_before() {
+        let audiences = [
+            Audience::Keys { server: Some("comet".into()), keys: vec!["a".into()] },
+            Audience::Room("r".into()),
+            Audience::Everyone { speed: 3 },
+            Audience::Room("r".into()),
+            Audience::Keys { server: None, keys: vec!["b".into()] },
+            Audience::Everyone { speed: 0 },
+        ];
+        let mut decoder = Decoder::new(2);
+        for (at, audience) in audiences.into_iter().enumerate() {
+            let body = if at % 2 == 0 { "body" } else { "" };
+            let record = record(Some(encode(&audience, at as i32, body.as_bytes())));
+            let message = decoder.decode(Arc::clone(&record)).expect("decodes");
+            assert_eq!((&message.audience, &*message.body), (&audience, body.as_bytes()));
+            assert_eq!(Ok(message), Message::decode(record));
+            assert!(decoder.decode(self::record(Some(Bytes::from_static(b"\xff\xff")))).is_err());
+        }
+    }
+
+    #[test]
     fn more_keys_than_allowed_are_rejected() {
         let keys = Audience::Keys { server: None, keys: vec!["a".into(), "b".into()] };
         let record = record(Some(encode(&keys, 4, b"")));
-        assert!(Message::decode_with_limit(Arc::clone(&record), 2).is_ok());
-        let refused = Message::decode_with_limit(record, 1);
+        assert!(Decoder::new(2).decode(Arc::clone(&record)).is_ok());
+        let refused = Decoder::new(1).decode(record);
         assert_eq!(refused, Err(DecodeError::TooManyKeys { keys: 2, allowed: 1 }));
     }
 

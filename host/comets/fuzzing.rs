@@ -29,7 +29,8 @@ pub(crate) fn check(message: &Message) {
         match &message.audience {
             Audience::Room(room) => {
                 check_room(dialect, &dialect.request(&CallTarget::Room(room.clone()), &payload), room, &one);
-                let twice = dialect.merged(room, &[frames([&payload].into_iter()), frames([&payload].into_iter())]);
+                let twice =
+                    dialect.merged(room, &[frames([&payload].into_iter()), frames([&payload].into_iter())]);
                 if dialect == Dialect::Goim {
                     check_room(dialect, &twice, room, &[message, message]);
                 }

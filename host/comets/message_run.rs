@@ -321,8 +321,7 @@ mod tests {
 
     fn run_of(messages: u32) -> Run {
         let body = Bytes::from_static(b"x");
-        let content =
-            Content { operation: 5, body: &body, sent_ms: 0, traceparent: None, replayed: false };
+        let content = Content { operation: 5, body: &body, sent_ms: 0, traceparent: None, replayed: false };
         let mut run = Run::default();
         for number in 0..messages {
             let payload = Payload::new(Dialect::Goim, &content, None);

@@ -298,15 +298,15 @@ impl Context {
         }
     }
 
-    /// Pauses partitions whose buffer is full, where that helps. Returns whether to stop reading for a
-    /// moment instead.
-    pub(super) fn relieve(&self, consumer: &BaseConsumer<Self>) -> bool {
-        let Relief { pause, wait } = self.partitions().relieve(Instant::now());
+    /// Pauses partitions whose buffer is full, where that helps. Returns for how long to stop reading
+    /// instead, if that is better.
+    pub(super) fn relieve(&self, consumer: &BaseConsumer<Self>) -> Option<Duration> {
+        let Relief { pause, rest } = self.partitions().relieve(Instant::now());
         if let Some(list) = list_of(&pause) {
             debug!(partitions = ?pause, "partitions pause");
             warn_of(consumer.pause(&list), &pause, "cannot pause partitions");
         }
-        wait
+        rest
     }
 }
 

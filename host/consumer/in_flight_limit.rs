@@ -26,9 +26,9 @@ impl InFlightLimit {
     }
 
     pub(super) fn is_reached(self, offsets: &OffsetTracker) -> bool {
-        let unsettled = offsets.unsettled();
+        let (unsettled, window) = offsets.usage();
         let full = unsettled.records >= self.records || unsettled.bytes >= self.bytes;
-        full || offsets.window() >= self.window()
+        full || window >= self.window()
     }
 
     /// How many bytes of records may wait in the partition's buffer: several times what Kafka sends

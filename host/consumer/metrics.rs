@@ -84,8 +84,9 @@ impl Metrics {
         let _first = self.live.0.set(Box::new(snapshots));
     }
 
-    pub(super) fn read(&self, topic: &str) {
-        self.records.get_or_create(&TopicLabel { topic: topic.to_owned() }).inc();
+    /// Counts the records of this topic that were read.
+    pub(super) fn records_of(&self, topic: &str) -> Counter {
+        self.records.get_or_create_owned(&TopicLabel { topic: topic.to_owned() })
     }
 
     pub(super) fn lost(&self, topic: &str, records: u64) {
@@ -237,7 +238,7 @@ mod tests {
                     headers: Vec::new(),
                     trusted: false,
                 };
-                partitions.accept(nothing, std::time::Instant::now());
+                partitions.accept(&key, nothing, std::time::Instant::now());
             }
             partitions.get_mut(&key).expect("is assigned").set_log_range(0, 9, std::time::Instant::now());
             partitions.get_mut(&key).expect("is assigned").pause();

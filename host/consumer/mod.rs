@@ -218,8 +218,8 @@ struct Poller {
 /// when there is room again.
 const IDLE_POLL: Duration = Duration::from_millis(100);
 const FULL_POLL: Duration = Duration::from_millis(5);
-/// How long reading stops when the buffers are full.
-const REST: Duration = Duration::from_millis(1);
+/// After how many records that were there at once the time is read again.
+const BURST: u32 = 16;
 /// How long a stop waits before it retries a commit, and for how long it retries after the grace
 /// period.
 const COMMIT_AGAIN: Duration = Duration::from_millis(50);
@@ -240,18 +240,21 @@ impl Poller {
         let mut now = Instant::now();
         let (mut next_store, mut next_refill, mut next_positioning) = (now + self.store_every, now, now);
         let (mut fill, mut any_full) = (Fill::Nothing, false);
+        let (mut burst, mut topic) = (0, None);
         while !self.shared.stopping.load(Ordering::Acquire) && !context.is_fenced() {
-            if fill == Fill::AtLimit && context.relieve(&self.consumer) {
+            let rest = if fill == Fill::AtLimit { context.relieve(&self.consumer) } else { None };
+            if let Some(rest) = rest {
                 #[allow(clippy::disallowed_methods, reason = "no event says when there is room again")]
-                std::thread::sleep(REST);
+                std::thread::sleep(rest);
                 next_refill = now;
             } else {
-                // The context receives errors as events, with their reasons.
-                fill = match self.consumer.poll(if any_full { FULL_POLL } else { IDLE_POLL }) {
-                    Some(Ok(message)) => self.accept(kafka::copy_record(&message, &self.limits), now),
-                    _ => Fill::Nothing,
-                };
+                let was_waited_for;
+                (fill, was_waited_for) = self.read(any_full, &mut topic, now);
+                burst = if was_waited_for { 0 } else { burst + 1 };
                 any_full |= fill != Fill::Nothing;
+                if fill == Fill::Nothing && burst % BURST != 0 {
+                    continue;
+                }
             }
             now = Instant::now();
             if now >= next_refill {
@@ -282,6 +285,20 @@ impl Poller {
         }
     }
 
+    /// Reads a record, if one comes in time; `topic` is that of the last one. Returns how full its
+    /// partition's buffer is, and whether it was not there at once.
+    fn read(&self, any_full: bool, topic: &mut Option<Arc<str>>, now: Instant) -> (Fill, bool) {
+        let at_once = self.consumer.poll(Duration::ZERO);
+        let was_waited_for = at_once.is_none();
+        let wait = || self.consumer.poll(if any_full { FULL_POLL } else { IDLE_POLL });
+        // The context receives errors as events, with their reasons.
+        let fill = match at_once.or_else(wait) {
+            Some(Ok(message)) => self.accept(kafka::copy_record(&message, &self.limits, topic), now),
+            _ => Fill::Nothing,
+        };
+        (fill, was_waited_for)
+    }
+
     fn partitions(&self) -> parking_lot::MutexGuard<'_, Partitions> {
         self.consumer.context().partitions()
     }
@@ -290,7 +307,7 @@ impl Poller {
     fn accept(&self, record: Record, now: Instant) -> Fill {
         let Origin { partition, offset, .. } = record.origin;
         let key = (Arc::clone(&record.origin.topic), partition);
-        let (outcome, fill) = self.partitions().accept(record, now);
+        let (outcome, fill) = self.partitions().accept(&key, record, now);
         match outcome {
             AcceptOutcome::Accepted | AcceptOutcome::Dropped => {}
             AcceptOutcome::AcceptedAfterGap { expected } => {

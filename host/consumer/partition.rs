@@ -29,8 +29,8 @@ pub(crate) struct Partition {
     offsets: OffsetTracker,
     /// `None` once the partition is closing.
     records: Option<mpsc::Sender<InFlightRecord>>,
-    /// Records that were read while the partition was at its limit.
-    waiting: VecDeque<Record>,
+    /// Records that were read while the partition was at its limit, with their sizes.
+    waiting: VecDeque<(Record, usize)>,
     /// Their size in bytes.
     waiting_bytes: usize,
     /// Since when records have been waiting.
@@ -185,9 +185,14 @@ impl Partition {
         }
         self.expected = Some(offset + 1);
         self.start_offset.get_or_insert(offset);
-        self.waiting_bytes += record.size();
-        self.waiting.push_back(record);
-        self.admit(limit, now);
+        // Behind others it waits for the next refill, which admits many at a time.
+        let is_next = self.waiting.is_empty();
+        let size = record.size();
+        self.waiting_bytes += size;
+        self.waiting.push_back((record, size));
+        if is_next {
+            self.admit(limit, now);
+        }
         if offset > expected { AcceptOutcome::AcceptedAfterGap { expected } } else { AcceptOutcome::Accepted }
     }
 
@@ -239,15 +244,14 @@ impl Partition {
 
     fn admit_waiting(&mut self, limit: InFlightLimit, now: Instant) {
         let Some(records) = &self.records else { return self.forget_waiting() };
-        while !limit.is_reached(&self.offsets) {
+        while !self.waiting.is_empty() && !limit.is_reached(&self.offsets) {
             // The slot is reserved first: a handle without a receiver would hold the watermark.
             let slot = match records.try_reserve() {
                 Ok(slot) => slot,
                 Err(TrySendError::Full(())) => return,
                 Err(TrySendError::Closed(())) => return self.worker_ended = !self.cancel.is_cancelled(),
             };
-            let Some(record) = self.waiting.pop_front() else { return };
-            let size = record.size();
+            let Some((record, size)) = self.waiting.pop_front() else { return };
             self.waiting_bytes = self.waiting_bytes.saturating_sub(size);
             self.admitted_at = now;
             let ack = self.offsets.admit(record.origin.offset, size, record.timestamp_ms);

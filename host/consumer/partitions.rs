@@ -9,6 +9,8 @@ use std::fmt::Display;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use foldhash::fast::RandomState;
+use prometheus_client::metrics::counter::Counter;
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::consumer::in_flight_limit::InFlightLimit;
@@ -25,17 +27,25 @@ use crate::stalls::{HeldRecord, StallStage, Stalls};
 /// How long a partition that was paused takes to deliver records again.
 const PAUSE_COSTS: Duration = Duration::from_secs(1);
 
+/// How long reading stops when the buffers are full: for longer if so much may be in flight that nothing
+/// runs dry meanwhile.
+const SHORT_REST: Duration = Duration::from_millis(1);
+const LONG_REST: Duration = Duration::from_millis(4);
+const MUCH_IN_FLIGHT: usize = 1024;
+
 /// What to do about partitions whose buffer is full.
 pub(super) struct Relief {
     /// Partitions to pause.
     pub(super) pause: Vec<PartitionKey>,
-    /// Whether to stop reading for a moment.
-    pub(super) wait: bool,
+    /// For how long to stop reading, if at all.
+    pub(super) rest: Option<Duration>,
 }
 
 /// All assigned partitions.
 pub(super) struct Partitions {
-    assigned: HashMap<PartitionKey, Partition>,
+    assigned: HashMap<PartitionKey, Partition, RandomState>,
+    /// The topic of the last record, and how many of its records were read.
+    last_topic: Option<(Arc<str>, Counter)>,
     /// Topics that this process has consumed.
     known: BTreeSet<Arc<str>>,
     total: InFlightLimit,
@@ -54,7 +64,8 @@ pub(super) struct Partitions {
 impl Partitions {
     pub(super) fn new(total: InFlightLimit, memory: MemoryGuard, metrics: Metrics) -> Self {
         Self {
-            assigned: HashMap::new(),
+            assigned: HashMap::default(),
+            last_topic: None,
             known: BTreeSet::new(),
             total,
             closing: false,
@@ -181,18 +192,34 @@ impl Partitions {
     }
 
     /// Takes a record. Also returns how full its partition's buffer is now.
-    pub(super) fn accept(&mut self, record: Record, now: Instant) -> (AcceptOutcome, Fill) {
+    pub(super) fn accept(
+        &mut self,
+        key: &PartitionKey,
+        record: Record,
+        now: Instant,
+    ) -> (AcceptOutcome, Fill) {
         let limit = self.limit();
-        let origin = &record.origin;
-        self.metrics.read(&origin.topic);
-        let key = (Arc::clone(&origin.topic), origin.partition);
-        match self.assigned.get_mut(&key) {
+        self.count_read(&key.0);
+        match self.assigned.get_mut(key) {
             Some(partition) => {
                 let outcome = partition.accept(record, limit, now);
                 (outcome, partition.fill(limit))
             }
             // Fetched before the partition was revoked: its next owner reads it.
             None => (AcceptOutcome::Dropped, Fill::Nothing),
+        }
+    }
+
+    fn count_read(&mut self, topic: &Arc<str>) {
+        match &self.last_topic {
+            Some((last, read)) if last == topic => {
+                read.inc();
+            }
+            _ => {
+                let read = self.metrics.records_of(topic);
+                read.inc();
+                self.last_topic = Some((Arc::clone(topic), read));
+            }
         }
     }
 
@@ -237,7 +264,8 @@ impl Partitions {
     pub(super) fn relieve(&mut self, now: Instant) -> Relief {
         let limit = self.limit();
         let any_hungry = self.assigned.values().any(Partition::is_hungry);
-        let mut relief = Relief { pause: Vec::new(), wait: false };
+        let mut relief = Relief { pause: Vec::new(), rest: None };
+        let rest = if limit.records >= MUCH_IN_FLIGHT { LONG_REST } else { SHORT_REST };
         let at_limit = |partition: &Partition| partition.fill(limit) == Fill::AtLimit;
         for (key, partition) in self.assigned.iter_mut().filter(|(_, partition)| at_limit(partition)) {
             let (full, stuck) = partition.has_waited(now);
@@ -245,7 +273,7 @@ impl Partitions {
                 partition.pause();
                 relief.pause.push(key.clone());
             } else {
-                relief.wait = true;
+                relief.rest = Some(rest);
             }
         }
         relief

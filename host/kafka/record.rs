@@ -1,6 +1,7 @@
 //! Copies records out of librdkafka's memory, and headers into it. Only here.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use rdkafka::message::{BorrowedMessage, Message as _, OwnedHeaders};
 
@@ -9,13 +10,18 @@ use crate::message::{Header, Origin, RawHeader, RawRecord, Record, RecordLimits,
 use crate::panics;
 
 /// Copies a record out of librdkafka's memory. Never panics: a part that cannot be read is omitted
-/// and noted in a header.
-pub(crate) fn copy(message: &BorrowedMessage<'_>, limits: &RecordLimits) -> Record {
-    let copied = catch_unwind(AssertUnwindSafe(|| raw(message).copy(limits)));
+/// and noted in a header. `topic` is the topic of the last record: most are of the same, and share its
+/// name.
+pub(crate) fn copy(
+    message: &BorrowedMessage<'_>,
+    limits: &RecordLimits,
+    topic: &mut Option<Arc<str>>,
+) -> Record {
+    let copied = catch_unwind(AssertUnwindSafe(|| raw(message, topic).copy(limits)));
     copied.unwrap_or_else(|panic| {
         let why = format!("cannot be read, which is a bug of the gateway: {}", panics::text(&*panic));
         Record {
-            origin: origin(message),
+            origin: origin(message, &mut None),
             timestamp_ms: None,
             key: None,
             value: None,
@@ -25,16 +31,22 @@ pub(crate) fn copy(message: &BorrowedMessage<'_>, limits: &RecordLimits) -> Reco
     })
 }
 
-fn origin(message: &BorrowedMessage<'_>) -> Origin {
-    Origin { topic: message.topic().into(), partition: message.partition(), offset: message.offset() }
+fn origin(message: &BorrowedMessage<'_>, known: &mut Option<Arc<str>>) -> Origin {
+    let name = message.topic();
+    let topic = match known {
+        Some(topic) if **topic == *name => Arc::clone(topic),
+        _ => Arc::clone(known.insert(name.into())),
+    };
+    Origin { topic, partition: message.partition(), offset: message.offset() }
 }
 
 fn raw<'a>(
     message: &'a BorrowedMessage<'_>,
+    topic: &mut Option<Arc<str>>,
 ) -> RawRecord<'a, impl Iterator<Item = RawHeader<'a>> + Clone + use<'a>> {
     let headers = Headers::of(message).map(|all| all.into_iter().flat_map(Headers::into_iter));
     RawRecord {
-        origin: origin(message),
+        origin: origin(message, topic),
         timestamp_ms: message.timestamp().to_millis(),
         key: message.key(),
         value: message.payload(),
@@ -85,7 +97,7 @@ mod tests {
         loop {
             assert!(Instant::now() < until, "no record");
             if let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) {
-                return copy(&message, &RecordLimits::NONE);
+                return copy(&message, &RecordLimits::NONE, &mut None);
             }
         }
     }

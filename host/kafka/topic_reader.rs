@@ -285,7 +285,7 @@ fn read_batch(
             Some(Ok(message)) if message.partition() == range.partition => {
                 if message.offset() < range.end {
                     batch.next = message.offset() + 1;
-                    let record = record::copy(&message, &RecordLimits::NONE);
+                    let record = record::copy(&message, &RecordLimits::NONE, &mut None);
                     bytes += record.size();
                     batch.records.push(record);
                 }

@@ -27,11 +27,11 @@ pub(super) struct PushMsg {
 }
 
 impl PushMsg {
-    /// Decodes a value with this many keys.
-    pub(super) fn decode(value: Bytes, keys: usize) -> Result<Self, DecodeError> {
-        let mut push = Self { keys: Vec::with_capacity(keys), ..Self::default() };
-        prost::Message::merge(&mut push, value)?;
-        Ok(push)
+    /// Decodes a value with this many keys in place of the last one, whose buffers are used again.
+    pub(super) fn decode(&mut self, value: Bytes, keys: usize) -> Result<(), DecodeError> {
+        prost::Message::clear(self);
+        self.keys.reserve_exact(keys);
+        prost::Message::merge(self, value)
     }
 }
 
@@ -67,7 +67,9 @@ impl prost::Message for PushMsg {
     }
 
     fn clear(&mut self) {
-        *self = Self::default();
+        (self.kind, self.operation, self.speed) = (0, 0, 0);
+        (self.keys, self.msg) = (Vec::new(), Bytes::new());
+        [&mut self.server, &mut self.room].into_iter().for_each(String::clear);
     }
 }
 
@@ -113,6 +115,12 @@ mod tests {
     use super::*;
     use crate::message::{Audience, encode};
 
+    fn decoded(value: Bytes) -> Result<PushMsg, DecodeError> {
+        let mut push = PushMsg::default();
+        push.decode(value, 0)?;
+        Ok(push)
+    }
+
     proptest! {
         #[test]
         fn keys_are_counted_as_they_are_decoded(
@@ -121,13 +129,13 @@ mod tests {
             let audience = Audience::Keys { server: None, keys: keys.iter().map(|key| Arc::from(&**key)).collect() };
             let value = encode(&audience, 4, &body);
             prop_assert_eq!(count_keys(&value), keys.len());
-            prop_assert_eq!(PushMsg::decode(value, 0).expect("decodes").keys.len(), keys.len());
+            prop_assert_eq!(decoded(value).expect("decodes").keys.len(), keys.len());
         }
 
         #[test]
         fn never_fewer_are_counted_than_are_decoded(value in proptest::collection::vec(0..64u8, 0..64)) {
             let counted = count_keys(&value);
-            if let Ok(push) = PushMsg::decode(value.into(), 0) {
+            if let Ok(push) = decoded(value.into()) {
                 prop_assert!(push.keys.len() <= counted, "{} of {counted}", push.keys.len());
             }
         }
@@ -138,6 +146,6 @@ mod tests {
         // Field 9 begins and ends a group (with a key inside); then a key.
         let value: &[u8] = b"\x4b\x32\x01a\x4c\x32\x01b";
         assert_eq!(count_keys(value), 2);
-        assert_eq!(PushMsg::decode(Bytes::from_static(value), 0).expect("decodes").keys, [Arc::from("b")]);
+        assert_eq!(decoded(Bytes::from_static(value)).expect("decodes").keys, [Arc::from("b")]);
     }
 }

@@ -72,6 +72,16 @@ impl Record {
         self.trusted_id().unwrap_or_else(|| self.id_at(&self.origin))
     }
 
+    /// The same, written to this buffer on the way.
+    pub(super) fn message_id_with(&self, buffer: &mut String) -> MessageId {
+        if let Some(id) = self.trusted_id() {
+            return id;
+        }
+        buffer.clear();
+        write_id(&self.origin, self.fingerprint(), buffer);
+        MessageId::from(buffer.as_str())
+    }
+
     /// The id that a trusted record carries: such a record was redriven.
     pub fn trusted_id(&self) -> Option<MessageId> {
         if self.trusted { self.claimed_id() } else { None }
@@ -140,16 +150,26 @@ const HEADER: usize = size_of::<Header>();
 const KEY: usize = 256;
 
 pub(super) fn id_of(origin: &Origin, fingerprint: u64) -> MessageId {
+    let mut id = String::new();
+    write_id(origin, fingerprint, &mut id);
+    MessageId::from(id)
+}
+
+/// Appends the id of a record with this origin and fingerprint.
+fn write_id(origin: &Origin, fingerprint: u64, id: &mut String) {
     // Once per message: without the machinery of `format!`.
     let (mut partition, mut offset) = (itoa::Buffer::new(), itoa::Buffer::new());
     let (partition, offset) = (partition.format(origin.partition), offset.format(origin.offset));
-    let mut id = String::with_capacity(origin.topic.len() + partition.len() + offset.len() + 19);
-    for part in [&origin.topic, "/", partition, "/", offset, "/"] {
+    let mut digits = [0; 16];
+    for (at, digit) in digits.iter_mut().rev().enumerate() {
+        *digit = b"0123456789abcdef"[(fingerprint >> (4 * at)) as usize & 0xf];
+    }
+    id.reserve(origin.topic.len() + partition.len() + offset.len() + 19);
+    // The digits are ASCII.
+    for part in [&origin.topic, "/", partition, "/", offset, "/", str::from_utf8(&digits).unwrap_or_default()]
+    {
         id.push_str(part);
     }
-    let digit = |at: u32| char::from_digit((fingerprint >> (4 * at)) as u32 & 0xf, 16).unwrap_or('0');
-    id.extend((0..16).rev().map(digit));
-    MessageId::from(id)
 }
 
 /// XXH3 of value, key and timestamp: each is hashed with the hash of the next as its seed. Absent
@@ -163,9 +183,9 @@ pub(super) fn fingerprint(timestamp_ms: Option<i64>, key: Option<&[u8]>, value: 
     hash(value, hash(key, timestamp_ms.unwrap_or(i64::MIN) as u64))
 }
 
-/// Ids are sent as gRPC metadata: printable ASCII of limited length.
+/// Ids are sent as gRPC metadata, in lists: printable ASCII of limited length, without commas.
 pub(super) fn is_message_id(id: &[u8]) -> bool {
-    !id.is_empty() && id.len() <= 512 && id.iter().all(u8::is_ascii_graphic)
+    !id.is_empty() && id.len() <= 512 && id.iter().all(|byte| byte.is_ascii_graphic() && *byte != b',')
 }
 
 #[cfg(test)]

@@ -58,6 +58,12 @@ impl OffsetTracker {
     pub fn window(&self) -> usize {
         self.tracker.lock().slots.len()
     }
+
+    /// [`OffsetTracker::unsettled`] and [`OffsetTracker::window`], with one lock.
+    pub fn usage(&self) -> (UnsettledCount, usize) {
+        let state = self.tracker.lock();
+        (state.unsettled, state.slots.len())
+    }
 }
 
 /// The handle of one admitted record. Settle it once the record has an outcome; dropping it does not settle.

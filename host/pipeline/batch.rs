@@ -15,7 +15,7 @@ use crate::consumer::{InFlightRecord, PartitionStream};
 use crate::dead_letter::{DeadLetterReason, Stage};
 use crate::decision::{FilteredMessage, Guard, Overrides, Retention, StateWrite, TrailEntry, Verdict};
 use crate::guard;
-use crate::message::{DecodeError, Message, Record};
+use crate::message::{DecodeError, Decoder, Message, Record};
 use crate::panics;
 use crate::pipeline::age::AgeLimit;
 use crate::pipeline::call::MessagePlan;
@@ -137,6 +137,7 @@ impl PartitionWorker {
         let mut messages = Vec::with_capacity(admitted.len());
         let mut all_pending = Vec::with_capacity(admitted.len());
         let age_limit = AgeLimit::of(self.pipeline.max_age, SystemTime::now());
+        let mut decoder = Decoder::new(self.pipeline.max_keys);
         let positions = self.order.positions(admitted.iter().map(|admitted| &*admitted.record));
         for (InFlightRecord { record, ack }, position) in admitted.into_iter().zip(positions) {
             let pending = UnsettledRecord { ack, position };
@@ -148,7 +149,7 @@ impl PartitionWorker {
                 );
                 continue;
             }
-            match self.decode_one(&record) {
+            match decode_one(&mut decoder, &record) {
                 Ok(message) => {
                     messages.push(message);
                     all_pending.push(pending);
@@ -161,16 +162,6 @@ impl PartitionWorker {
             }
         }
         (messages, all_pending)
-    }
-
-    /// A record that makes the decoder panic becomes a dead letter, like any record that is not a
-    /// message. Otherwise it would crash every gateway of the group, one after the other.
-    fn decode_one(&self, record: &Arc<Record>) -> Result<Message, DecodeFailure> {
-        let decode = || Message::decode_with_limit(Arc::clone(record), self.pipeline.max_keys);
-        match catch_unwind(AssertUnwindSafe(decode)) {
-            Ok(decoded) => Ok(decoded?),
-            Err(panic) => Err(DecodeFailure::Panicked(panics::text(&*panic).to_owned())),
-        }
     }
 
     async fn filter(&self, messages: Vec<Message>) -> Result<Vec<FilteredMessage>, Cancelled> {
@@ -299,8 +290,7 @@ impl PartitionWorker {
     /// budget of absent recipients is used up.
     async fn dispatch(&self, passed: Vec<PassedMessage>, resolved: Resolved) -> Result<(), Cancelled> {
         let since = Instant::now();
-        let mut dispatcher =
-            Dispatcher::new(&self.pipeline.fleet, &self.settler, self.hold(), self.started);
+        let mut dispatcher = Dispatcher::new(&self.pipeline.fleet, &self.settler, self.hold(), self.started);
         for PassedMessage { message, overrides, retention, trail, pending } in passed {
             let plan = match dispatcher.shared_plan(&message, &overrides) {
                 Some(plan) => plan,
@@ -395,5 +385,14 @@ impl PartitionWorker {
             "a message's delivery task",
             delivery_task.run(StageOutcome::DeadLetter(reason)),
         ));
+    }
+}
+
+/// A record that makes the decoder panic becomes a dead letter, like any record that is not a message.
+/// Otherwise it would crash every gateway of the group, one after the other.
+fn decode_one(decoder: &mut Decoder, record: &Arc<Record>) -> Result<Message, DecodeFailure> {
+    match catch_unwind(AssertUnwindSafe(|| decoder.decode(Arc::clone(record)))) {
+        Ok(decoded) => Ok(decoded?),
+        Err(panic) => Err(DecodeFailure::Panicked(panics::text(&*panic).to_owned())),
     }
 }

@@ -387,6 +387,7 @@ fn serve(
 /// The ids of the messages of a call, in order: entries of `halley-message-id` are lists.
 pub(super) fn message_ids(metadata: &tonic::metadata::MetadataMap) -> Vec<String> {
     let values = metadata.get_all(MESSAGE_ID).iter();
-    let list = |value: &[u8]| String::from_utf8_lossy(value).split(',').map(str::to_owned).collect::<Vec<_>>();
+    let list =
+        |value: &[u8]| String::from_utf8_lossy(value).split(',').map(str::to_owned).collect::<Vec<_>>();
     values.flat_map(|value| list(value.as_bytes())).collect()
 }

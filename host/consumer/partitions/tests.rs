@@ -20,7 +20,9 @@ fn record(partition: i32, offset: i64) -> Record {
 }
 
 fn accept(partitions: &mut Partitions, partition: i32, offset: i64) -> Fill {
-    let (outcome, fill) = partitions.accept(record(partition, offset), Instant::now());
+    let record = record(partition, offset);
+    let key = (Arc::clone(&record.origin.topic), partition);
+    let (outcome, fill) = partitions.accept(&key, record, Instant::now());
     assert_eq!(outcome, AcceptOutcome::Accepted);
     fill
 }
@@ -53,8 +55,8 @@ fn partitions_take_turns_while_memory_is_short() {
 
     let fills: Vec<_> = (0..3).map(|number| accept(&mut partitions, number, 0)).collect();
     assert_eq!(fills, [Fill::Nothing, Fill::AtLimit, Fill::AtLimit], "the first finds nothing in flight");
-    let Relief { pause, wait } = partitions.relieve(Instant::now());
-    assert_eq!((pause.len(), wait), (2, false), "what is fetched ahead takes memory, too");
+    let Relief { pause, rest } = partitions.relieve(Instant::now());
+    assert_eq!((pause.len(), rest), (2, None), "what is fetched ahead takes memory, too");
     let mut seen = Vec::new();
     for _ in 0..3 {
         refill(&mut partitions);
@@ -123,10 +125,10 @@ fn a_full_partition_that_moves_on_is_waited_for_while_others_have_something_to_d
 fn a_full_partition_is_paused_when_it_is_stuck_or_when_others_have_nothing_to_do() {
     let mut streams = Vec::new();
     let (mut partitions, _) = full(&mut streams);
-    let Relief { pause, wait } = partitions.relieve(Instant::now());
-    assert!(pause.is_empty() && wait, "not at once");
-    let Relief { pause, wait } = partitions.relieve(Instant::now() + PAUSE_COSTS * 2);
-    assert!(pause == [("push".into(), 0)] && !wait, "it is stuck");
-    let Relief { pause, wait } = partitions.relieve(Instant::now() + PAUSE_COSTS * 2);
-    assert!(pause.is_empty() && !wait, "once");
+    let Relief { pause, rest } = partitions.relieve(Instant::now());
+    assert!(pause.is_empty() && rest == Some(SHORT_REST), "not at once");
+    let Relief { pause, rest } = partitions.relieve(Instant::now() + PAUSE_COSTS * 2);
+    assert!(pause == [("push".into(), 0)] && rest.is_none(), "it is stuck");
+    let Relief { pause, rest } = partitions.relieve(Instant::now() + PAUSE_COSTS * 2);
+    assert!(pause.is_empty() && rest.is_none(), "once");
 }
