@@ -141,23 +141,24 @@ async fn count_while_swapping(
     gateway: &Gateway,
     producer: &mut Producer,
 ) -> anyhow::Result<(usize, Vec<f64>)> {
-    let swapping = async {
-        for number in 0..world.sizes.swaps {
-            gateway.swap(number).await?;
-        }
-        anyhow::Ok(())
-    };
-    let mut swapping = std::pin::pin!(swapping);
+    let (swapper, swaps) = (gateway.swapper(), world.sizes.swaps);
+    // It blocks, and must not hold up the messages.
+    let mut swapping = tokio::task::spawn_blocking(move || (0..swaps).try_for_each(|at| swapper.swap(at)));
     let (mut pace, mut tenths) = (interval(LIVE_PACE), interval(TENTH));
     pace.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    tenths.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut sent, mut last, mut counts) = (0, None, Vec::new());
     loop {
         tokio::select! {
             biased;
-            swapped = &mut swapping => break swapped?,
+            swapped = &mut swapping => break swapped?.with_context(|| gateway.last_words())?,
             _ = tenths.tick() => {
-                let arrived = world.comets.messages();
-                counts.extend(last.replace(arrived).map(|last| (arrived - last) as f64));
+                let (arrived, at) = (world.comets.messages(), Instant::now());
+                let since = |(last, since): (u64, Instant)| {
+                    // A tick that comes late is of a longer time.
+                    (arrived - last) as f64 * TENTH.as_secs_f64() / (at - since).as_secs_f64()
+                };
+                counts.extend(last.replace((arrived, at)).map(since));
             }
             _ = pace.tick() => {
                 producer.send(sent % scenario.rooms)?;

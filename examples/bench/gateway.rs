@@ -67,36 +67,12 @@ impl Gateway {
     /// # Errors
     /// When the gateway does not answer.
     pub(crate) fn metric(&self, name: &str) -> anyhow::Result<f64> {
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.admin))?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        let value = |line: &str| {
-            let rest = line.strip_prefix(name)?;
-            rest.starts_with(['{', ' ']).then(|| rest.rsplit(' ').next()?.parse::<f64>().ok())?
-        };
-        Ok(text.lines().filter_map(value).sum())
+        metric(self.admin, name)
     }
 
-    /// Replaces its policies by others with the same effect, and waits until these are active.
-    ///
-    /// # Errors
-    /// When they are not within ten seconds.
-    pub(crate) async fn swap(&self, number: usize) -> anyhow::Result<()> {
-        const ACTIVE: &str = "halley_policy_generation";
-        let before = self.metric(ACTIVE)?;
-        // Another word.
-        let changed = self.configuration.replacen("forbidden0000", &format!("swapped{number:06}"), 1);
-        let aside = self.file.with_extension("new");
-        std::fs::write(&aside, changed)?;
-        std::fs::rename(&aside, &self.file)?;
-        let until = Instant::now() + Duration::from_secs(10);
-        while self.metric(ACTIVE)? <= before {
-            anyhow::ensure!(Instant::now() < until, "swap {number} is not active: {}", self.last_words());
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        Ok(())
+    /// Replaces its policies; from any thread.
+    pub(crate) fn swapper(&self) -> Swapper {
+        Swapper { admin: self.admin, file: self.file.clone(), configuration: self.configuration.clone() }
     }
 
     /// Checks that it is running.
@@ -116,6 +92,50 @@ impl Gateway {
     }
 }
 
+/// Replaces a gateway's policies.
+pub(crate) struct Swapper {
+    admin: u16,
+    file: PathBuf,
+    configuration: String,
+}
+
+impl Swapper {
+    /// Replaces the policies by others with the same effect, and waits until these are active. Blocks.
+    ///
+    /// # Errors
+    /// When they are not within ten seconds.
+    pub(crate) fn swap(&self, number: usize) -> anyhow::Result<()> {
+        const ACTIVE: &str = "halley_policy_generation";
+        let before = metric(self.admin, ACTIVE)?;
+        // Another word.
+        let changed = self.configuration.replacen("forbidden0000", &format!("swapped{number:06}"), 1);
+        let aside = self.file.with_extension("new");
+        std::fs::write(&aside, changed)?;
+        std::fs::rename(&aside, &self.file)?;
+        let until = Instant::now() + Duration::from_secs(10);
+        while metric(self.admin, ACTIVE)? <= before {
+            anyhow::ensure!(Instant::now() < until, "swap {number} is not active");
+            #[allow(clippy::disallowed_methods, reason = "a thread of its own, which looks again and again")]
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+}
+
+/// The sum of all series of a metric of the gateway with this port.
+fn metric(admin: u16, name: &str) -> anyhow::Result<f64> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, admin))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    let value = |line: &str| {
+        let rest = line.strip_prefix(name)?;
+        rest.starts_with(['{', ' ']).then(|| rest.rsplit(' ').next()?.parse::<f64>().ok())?
+    };
+    Ok(text.lines().filter_map(value).sum())
+}
+
 /// Keys that neither this nor the scenario sets have their defaults.
 fn configuration(scenario: &Scenario, around: &Around<'_>, admin: u16) -> String {
     let Around { brokers, redis, topic, group, comets } = around;
@@ -125,18 +145,18 @@ fn configuration(scenario: &Scenario, around: &Around<'_>, admin: u16) -> String
         Dialect::Goim => ("goim", "every-comet"),
     };
     let comets: Vec<String> = comets.iter().map(|comet| format!("\"{comet}\"")).collect();
-    let mut sections = [
+    let mut sections = vec![
         ("kafka", format!("brokers = \"{brokers}\"\ntopics = [\"{topic}\"]\ngroup = \"{group}\"\n")),
         ("redis", format!("url = \"{redis}\"\n")),
         ("routing", format!("rooms = \"{rooms}\"\n")),
         ("comets", format!("dialect = \"{dialect}\"\nnodes = [{}]\n", comets.join(", "))),
         ("admin", format!("listen = \"127.0.0.1:{admin}\"\nsocket = \"off\"\n")),
-        ("delivery", String::new()),
-        ("policies", String::new()),
     ];
     for (section, key, value) in scenario.settings {
-        if let Some((_, text)) = sections.iter_mut().find(|(name, _)| name == section) {
-            text.push_str(&format!("{key} = {value}\n"));
+        let setting = format!("{key} = {value}\n");
+        match sections.iter_mut().find(|(name, _)| name == section) {
+            Some((_, text)) => text.push_str(&setting),
+            None => sections.push((section, setting)),
         }
     }
     let mut text: String = sections.iter().map(|(name, text)| format!("[{name}]\n{text}\n")).collect();

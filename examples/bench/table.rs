@@ -63,7 +63,8 @@ impl Outcome {
         let figure = median(results.of(row.name, line.of));
         let before = median(results.of_version(row.name, line.of, Version::Before));
         let against = line.against.and_then(|(arm, figure, _)| median(results.of(row.name, (arm, figure))));
-        let ratio = figure.zip(against).map(|(figure, against)| figure / against);
+        // Nothing compared with nothing has no ratio.
+        let ratio = figure.zip(against).map(|(figure, against)| figure / against).filter(|it| it.is_finite());
         let met = match line.goal {
             Goal::RatioAtMost(most) => ratio.map(|ratio| ratio <= most),
             Goal::RatioAtLeast(least) => ratio.map(|ratio| ratio >= least),
