@@ -43,8 +43,8 @@
 //!   process has memory for more records.
 //! - [`consumer`], [`wasm`], [`artifact`], [`shared_state`], [`directory`], [`guard`], [`comets`],
 //!   [`inbox`], [`dead_letter`], [`redrive_key`]: independent of each other.
-//! - [`archive`]: stored messages in MySQL, through a topic of its own. It uses [`consumer`] and
-//!   [`dead_letter`].
+//! - [`archive`]: stored messages in MySQL, through a topic of its own. It uses [`consumer`], [`inbox`]
+//!   (whose pages it continues) and [`dead_letter`].
 //! - [`policy`]: which plugins are active. It uses [`wasm`], which runs them, and [`artifact`], which
 //!   fetches, verifies and stores their files.
 //! - [`router`]: turns a resolved route into the calls of one message. Pure.

@@ -66,6 +66,7 @@ impl Inbox for GrpcInbox {
             before: cursor("before", &before, &user)?,
             limit: limit as usize,
             backwards,
+            ..PageQuery::default()
         };
         let page = self.0.page(&caller, &user, query).await?;
         Ok(Response::new(page_reply(page, &user)))
@@ -139,7 +140,7 @@ fn position_reply(standing: &Standing, user: &UserId) -> PositionReply {
 }
 
 fn page_reply(page: Page, user: &UserId) -> PageReply {
-    let Page { entries, next, more, truncated } = page;
+    let Page { entries, next, more, truncated, warning } = page;
     let entry = |entry: PageEntry| {
         let stored_ms = entry.stored_ms();
         let message = entry.message;
@@ -156,5 +157,6 @@ fn page_reply(page: Page, user: &UserId) -> PageReply {
         }
     };
     let entries = entries.into_iter().map(entry).collect();
-    PageReply { entries, next: cursor_text(next, user), more, truncated }
+    let warning = warning.unwrap_or_default().to_owned();
+    PageReply { entries, next: cursor_text(next, user), more, truncated, warning }
 }

@@ -74,6 +74,7 @@ async fn read(
         before: cursor("before", &parameters.before, &user)?,
         limit: parameters.limit as usize,
         backwards: parameters.backwards,
+        ..PageQuery::default()
     };
     let page = service.page(&caller, &user, query).await?;
     Ok(Json(PageView::new(&page, &user)).into_response())

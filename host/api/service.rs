@@ -325,7 +325,7 @@ impl Replay {
                 let waited = shutdown.run_until_cancelled(tokio::time::sleep(FOLLOW_INTERVAL)).await;
                 waited?;
             }
-            let page = match self.service.read(&self.user, &self.query).await {
+            let page = match self.page().await {
                 Ok(page) => page,
                 Err(error) => {
                     self.has_ended = true;
@@ -341,6 +341,21 @@ impl Replay {
             }
         }
         None
+    }
+}
+
+impl Replay {
+    /// The next page. What is stored once the end was reached is in the inbox itself: the archive is read
+    /// only if something has left it already.
+    async fn page(&self) -> Result<Page, ApiError> {
+        if self.is_caught_up {
+            let recent = PageQuery { only_recent: true, ..self.query };
+            let page = self.service.read(&self.user, &recent).await?;
+            if page.entries.is_empty() || !page.truncated {
+                return Ok(page);
+            }
+        }
+        self.service.read(&self.user, &self.query).await
     }
 }
 

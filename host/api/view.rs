@@ -15,6 +15,8 @@ pub(crate) struct PageView<'a> {
     next: String,
     more: bool,
     truncated: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warning: Option<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -46,6 +48,8 @@ pub(crate) struct ReplayedView<'a> {
     more: bool,
     truncated: bool,
     stopped: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warning: Option<&'static str>,
 }
 
 /// A cursor, or the empty text for none.
@@ -60,6 +64,7 @@ impl<'a> PageView<'a> {
             next: cursor_text(page.next, user),
             more: page.more,
             truncated: page.truncated,
+            warning: page.warning,
         }
     }
 }
@@ -101,6 +106,7 @@ impl<'a> ReplayedView<'a> {
             more: replayed.more,
             truncated: replayed.truncated,
             stopped: replayed.stopped.as_deref(),
+            warning: replayed.warning,
         }
     }
 }

@@ -113,6 +113,14 @@ const NO_SUCH_TABLE: u16 = 1146;
 /// `ER_NO_PARTITION_FOR_GIVEN_VALUE`.
 const NO_PARTITION: u16 = 1526;
 
+/// `ER_DUP_FIELDNAME`.
+const COLUMN_EXISTS: u16 = 1060;
+
+/// Whether a column that was to be added is there already.
+pub(super) fn has_column_already(error: &sqlx::Error) -> bool {
+    mysql_error(error).is_some_and(|mysql| mysql.number() == COLUMN_EXISTS)
+}
+
 /// Why the database will never accept a statement because of its values; `None` if the values are not
 /// the cause. By the class of the SQLSTATE: 22 is data, 23 and 44 constraints, 45 is raised by triggers.
 pub(super) fn refused_values(error: &sqlx::Error) -> Option<String> {

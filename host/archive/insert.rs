@@ -12,7 +12,7 @@ use sqlx::{Connection as _, QueryBuilder, Row as _};
 use super::database::{DatabaseError, refused_values};
 use super::row::{ArchivedMessage, Row};
 
-/// Maximum number of rows in a statement. Twelve columns each stay far below MySQL's 65,535 values.
+/// Maximum number of rows in a statement. Fourteen columns each stay far below MySQL's 65,535 values.
 const MOST_ROWS: usize = 1_000;
 /// Maximum size of a statement in bytes, unless a single row exceeds it.
 const MOST_BYTES: usize = 1 << 20;
@@ -122,9 +122,9 @@ async fn erased(connection: &mut MySqlConnection, rows: &[Row]) -> sqlx::Result<
 async fn insert(connection: &mut MySqlConnection, rows: &[(usize, &Row)]) -> sqlx::Result<()> {
     let mut query = QueryBuilder::<MySql>::new(
         "INSERT INTO halley_inbox (user, sent_ms, topic, part, off, fingerprint, operation, room, body, \
-         stored_ms, expires_ms, cause) ",
+         stored_ms, expires_ms, cause, inbox_ms, inbox_number) ",
     );
-    query.push_values(rows, |mut values, (_, Row { user, message })| {
+    query.push_values(rows, |mut values, (_, Row { user, place, message })| {
         let ArchivedMessage { position, operation, room, body, stored_ms, expires_ms, cause } = message;
         values
             .push_bind(user.as_str().as_bytes())
@@ -138,7 +138,9 @@ async fn insert(connection: &mut MySqlConnection, rows: &[(usize, &Row)]) -> sql
             .push_bind(&body[..])
             .push_bind(*stored_ms)
             .push_bind(*expires_ms)
-            .push_bind(cause.as_bytes());
+            .push_bind(cause.as_bytes())
+            .push_bind(place.ms)
+            .push_bind(place.number);
     });
     // Not IGNORE, which shortens values that are too long.
     query.push(" ON DUPLICATE KEY UPDATE off = off");
@@ -150,6 +152,7 @@ async fn insert(connection: &mut MySqlConnection, rows: &[(usize, &Row)]) -> sql
 mod tests {
     use super::*;
     use crate::archive::row::Position;
+    use crate::inbox;
     use proptest::prelude::*;
 
     fn row(size: usize) -> Row {
@@ -163,7 +166,7 @@ mod tests {
             expires_ms: 0,
             cause: String::new(),
         };
-        Row { user: "ann".into(), message }
+        Row { user: "ann".into(), place: inbox::Position { ms: 1, number: 0 }, message }
     }
 
     proptest! {

@@ -27,6 +27,38 @@ metrics! {
     }
 }
 
+metrics! {
+    /// Metrics of reading for pages of inboxes.
+    #[derive(Clone, Debug)]
+    pub struct ReadMetrics {
+        /// Reads of the archive for pages of inboxes, by outcome.
+        reads: Family<ReadLabel, Counter> = "halley_archive_reads";
+    }
+}
+
+label_enum! {
+    /// How a read ended.
+    pub(super) enum ReadOutcome {
+        /// The database answered.
+        Ok = "ok",
+        /// It could not be used.
+        Failed = "failed",
+        /// It was not asked, because it could not be used a moment ago.
+        Skipped = "skipped",
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReadLabel {
+    outcome: ReadOutcome,
+}
+
+impl ReadMetrics {
+    pub(super) fn count(&self, outcome: ReadOutcome) {
+        self.reads.get_or_create(&ReadLabel { outcome }).inc();
+    }
+}
+
 label_enum! {
     /// What became of a row.
     pub(super) enum RowOutcome {

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! [`ArchiveTopic`] is the gateway's side. [`Archiver`] consumes the topic, in a gateway or in a
-//! process of its own; several share the partitions. [`Archive`] reads and erases. [`init`] creates
-//! the tables.
+//! process of its own; several share the partitions. [`Archive`] reads and erases; [`ArchivedInboxes`]
+//! continues the pages of inboxes. [`init`] creates the tables.
 //!
 //! Promises: a message is settled only after the archive topic has it, and an archive record only
 //! after its rows are committed or are dead letters. A message is in the archive once per user,
@@ -19,6 +19,7 @@ mod database;
 mod day_partitions;
 mod insert;
 mod metrics;
+mod older;
 mod read;
 mod record;
 mod row;
@@ -30,8 +31,9 @@ mod topic;
 pub use archiver::Archiver;
 pub use config::{Config, InvalidUrl};
 pub use database::DatabaseError;
-pub use metrics::{Metrics, TopicMetrics};
-pub use read::{Archive, ArchivePage};
+pub use metrics::{Metrics, ReadMetrics, TopicMetrics};
+pub use older::ArchivedInboxes;
+pub use read::Archive;
 pub use record::{ArchiveRecipient, refusal};
 pub use row::{ArchivedMessage, Position};
 pub use schema::{init, probe, statements};

@@ -6,8 +6,9 @@ use sqlx::mysql::{MySql, MySqlPool, MySqlPoolOptions, MySqlRow};
 use sqlx::{QueryBuilder, Row as _};
 
 use super::database::{Database, DatabaseError};
-use super::row::{ArchivedMessage, Position};
+use super::row::{self, ArchivedMessage};
 use super::{Config, InvalidUrl};
+use crate::inbox::{OlderRange, Position};
 use crate::message::UserId;
 use crate::time;
 
@@ -22,21 +23,6 @@ pub struct Archive {
     pool: MySqlPool,
 }
 
-/// One page of a user's messages.
-#[derive(Debug, Clone)]
-pub struct ArchivePage<'a> {
-    /// The user.
-    pub user: &'a UserId,
-    /// Only messages after this position.
-    pub after: Option<&'a Position>,
-    /// Only messages before this position.
-    pub before: Option<&'a Position>,
-    /// Maximum number of messages.
-    pub limit: u32,
-    /// Begin with the newest.
-    pub is_backwards: bool,
-}
-
 impl Archive {
     /// The archive in the database of this configuration. It connects when it is used.
     ///
@@ -48,29 +34,34 @@ impl Archive {
         Ok(Self { pool: options.connect_lazy_with(Database::new(config)?.options()) })
     }
 
-    /// Unexpired messages, in order.
+    /// Unexpired messages of a user, in the order of their places in the inbox.
     ///
     /// # Errors
     /// If the database cannot be used now.
-    pub async fn page(&self, page: &ArchivePage<'_>) -> Result<Vec<ArchivedMessage>, DatabaseError> {
+    pub async fn page(
+        &self,
+        user: &UserId,
+        range: &OlderRange,
+    ) -> Result<Vec<(Position, ArchivedMessage)>, DatabaseError> {
+        // The index has this order; sorting all of a user's messages could take seconds.
         let mut query = QueryBuilder::<MySql>::new(
             "SELECT sent_ms, topic, part, off, fingerprint, operation, room, body, stored_ms, expires_ms, \
-             cause FROM halley_inbox WHERE user = ",
+             cause, inbox_ms, inbox_number FROM halley_inbox FORCE INDEX (inbox_order) WHERE user = ",
         );
-        query.push_bind(page.user.as_str().as_bytes());
+        query.push_bind(user.as_str().as_bytes());
         query.push(" AND (expires_ms = 0 OR expires_ms > ").push_bind(now_ms()).push(")");
-        if let Some(after) = page.after {
-            push_bound(&mut query, '>', after);
+        for (compare, bound) in [('>', range.from), ('<', range.to)] {
+            let Some(Position { ms, number }) = bound else { continue };
+            // Written out: MySQL uses only a prefix of the key for a comparison of tuples.
+            query.push(format!(" AND inbox_ms {compare}= ")).push_bind(ms);
+            query.push(format!(" AND (inbox_ms {compare} ")).push_bind(ms);
+            query.push(format!(" OR inbox_number {compare}= ")).push_bind(number).push(")");
         }
-        if let Some(before) = page.before {
-            push_bound(&mut query, '<', before);
-        }
-        let direction = if page.is_backwards { "DESC" } else { "ASC" };
-        let columns = ["sent_ms", "topic", "part", "off", "fingerprint"];
-        query.push(" ORDER BY ").push(columns.map(|column| format!("{column} {direction}")).join(", "));
-        query.push(" LIMIT ").push_bind(page.limit);
+        let direction = if range.backwards { "DESC" } else { "ASC" };
+        query.push(format!(" ORDER BY inbox_ms {direction}, inbox_number {direction} LIMIT "));
+        query.push_bind(u32::try_from(range.limit).unwrap_or(u32::MAX));
         let rows = query.build().persistent(false).fetch_all(&self.pool).await;
-        let rows = rows.and_then(|rows| rows.iter().map(message).collect::<sqlx::Result<Vec<_>>>());
+        let rows = rows.and_then(|rows| rows.iter().map(entry).collect::<sqlx::Result<Vec<_>>>());
         rows.map_err(|error| DatabaseError::of(&error))
     }
 
@@ -102,18 +93,8 @@ impl Archive {
     }
 }
 
-/// A bound on the position. Written out: MySQL uses only a prefix of the key for a comparison of
-/// tuples.
-fn push_bound(query: &mut QueryBuilder<MySql>, compare: char, position: &Position) {
-    let Position { sent_ms, topic, partition, offset, fingerprint } = position;
-    let topic = topic.as_bytes();
-    query.push(format!(" AND sent_ms {compare}= ")).push_bind(*sent_ms);
-    query.push(format!(" AND (sent_ms {compare} ")).push_bind(*sent_ms);
-    query.push(format!(" OR topic {compare} ")).push_bind(topic);
-    query.push(" OR (topic = ").push_bind(topic).push(format!(" AND (part {compare} ")).push_bind(*partition);
-    query.push(" OR (part = ").push_bind(*partition).push(format!(" AND (off {compare} ")).push_bind(*offset);
-    query.push(" OR (off = ").push_bind(*offset);
-    query.push(format!(" AND fingerprint {compare} ")).push_bind(*fingerprint).push("))))))");
+fn entry(row: &MySqlRow) -> sqlx::Result<(Position, ArchivedMessage)> {
+    Ok((Position { ms: row.try_get(11)?, number: row.try_get(12)? }, message(row)?))
 }
 
 fn message(row: &MySqlRow) -> sqlx::Result<ArchivedMessage> {
@@ -123,7 +104,7 @@ fn message(row: &MySqlRow) -> sqlx::Result<ArchivedMessage> {
     };
     let body: Vec<u8> = row.try_get(7)?;
     Ok(ArchivedMessage {
-        position: Position {
+        position: row::Position {
             sent_ms: row.try_get(0)?,
             topic: text(1)?,
             partition: row.try_get(2)?,

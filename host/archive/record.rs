@@ -4,6 +4,7 @@ use prost::Message as _;
 
 use super::row::{ArchivedMessage, LONGEST_ID, Position, Row};
 use crate::decision::AbsenceCause;
+use crate::inbox;
 use crate::message::{Message, UserId};
 
 #[allow(
@@ -29,6 +30,8 @@ pub struct ArchiveRecipient<'a> {
     pub cause: Option<AbsenceCause>,
     /// When it expires, in milliseconds since 1970, if a policy has shortened how long it is kept.
     pub expires_ms: Option<i64>,
+    /// Its place in the user's inbox, if that is known.
+    pub position: Option<inbox::Position>,
 }
 
 /// A record of the archive topic that is not one.
@@ -48,6 +51,8 @@ pub(super) fn encode(message: &Message, recipients: &[ArchiveRecipient<'_>], sto
         user: recipient.user.as_str().to_owned(),
         cause: recipient.cause.map_or_else(String::new, |cause| cause.as_str().to_owned()),
         expires_ms: recipient.expires_ms.unwrap_or_default(),
+        inbox_ms: recipient.position.map_or(0, |position| position.ms),
+        inbox_number: recipient.position.map_or(0, |position| position.number),
     });
     let record = ArchiveRecord {
         id: message.id.as_str().to_owned(),
@@ -67,8 +72,15 @@ pub(super) fn decode(value: Option<bytes::Bytes>) -> Result<Vec<Row>, InvalidRec
     let record = ArchiveRecord::decode(value).map_err(|error| InvalidRecord::Malformed(error.to_string()))?;
     let ArchiveRecord { id, operation, room, body, sent_ms, stored_ms, recipients } = record;
     let position = Position::new(sent_ms, &id).ok_or(InvalidRecord::Id(id))?;
-    let row = |Recipient { user, cause, expires_ms }| Row {
+    // The place is not known: when it was stored, and what distinguishes it from others of that time.
+    let otherwise =
+        inbox::Position { ms: u64::try_from(stored_ms).unwrap_or_default(), number: position.fingerprint };
+    let row = |Recipient { user, cause, expires_ms, inbox_ms, inbox_number }| Row {
         user: user.into(),
+        place: match inbox_ms {
+            0 => otherwise,
+            ms => inbox::Position { ms, number: inbox_number },
+        },
         message: ArchivedMessage {
             position: position.clone(),
             operation,

@@ -2,14 +2,15 @@
 
 use bytes::Bytes;
 
+use crate::inbox;
 use crate::message::{MessageId, UserId};
 
 /// Maximum length of the ids of users and rooms in the archive, in bytes.
 pub(super) const LONGEST_ID: usize = 255;
 
-/// The position of a message among those of its user: the time at which it was sent, then where it
+/// The identity of a message among those of its user: the time at which it was sent, then where it
 /// was in Kafka. It is the same however often the message is delivered, so a row is never written
-/// twice.
+/// twice. Pages have another order: that of the places in the user's inbox.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
     /// The record's timestamp, in milliseconds since 1970.
@@ -49,7 +50,7 @@ impl Position {
 /// A message in the archive of a user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ArchivedMessage {
-    /// Where it is among the user's messages.
+    /// What identifies it among the user's messages.
     pub position: Position,
     /// The protocol operation.
     pub operation: i32,
@@ -70,6 +71,8 @@ pub struct ArchivedMessage {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Row {
     pub(super) user: UserId,
+    /// The message's place in the user's inbox.
+    pub(super) place: inbox::Position,
     pub(super) message: ArchivedMessage,
 }
 

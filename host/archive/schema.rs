@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Row as _};
 
-use super::database::{Database, DatabaseError};
+use super::database::{Database, DatabaseError, has_column_already};
 use super::{Config, day_partitions};
 use crate::time;
 
@@ -15,10 +15,11 @@ use crate::time;
 pub(super) const VERSION: i64 = STEPS.len() as i64;
 
 /// The steps from each version to the next. `{days}` stands for the partitions of the present days.
-const STEPS: [&[&str]; 1] = [&[
-    // The primary key is a message's identity, its position in pages, and has the partitions' column.
-    // Ids are bytes: no collation treats two of them as equal.
-    "CREATE TABLE IF NOT EXISTS halley_inbox (
+const STEPS: [&[&str]; 2] = [
+    &[
+        // The primary key is a message's identity, and has the partitions' column.
+        // Ids are bytes: no collation treats two of them as equal.
+        "CREATE TABLE IF NOT EXISTS halley_inbox (
   user VARBINARY(255) NOT NULL,
   sent_ms BIGINT NOT NULL,
   topic VARBINARY(249) NOT NULL,
@@ -36,12 +37,21 @@ const STEPS: [&[&str]; 1] = [&[
 PARTITION BY RANGE (sent_ms) (
   {days}
 )",
-    // Users who were erased: what was stored before is never written again.
-    "CREATE TABLE IF NOT EXISTS halley_erased (
+        // Users who were erased: what was stored before is never written again.
+        "CREATE TABLE IF NOT EXISTS halley_erased (
   user VARBINARY(255) NOT NULL PRIMARY KEY,
   erased_ms BIGINT NOT NULL
 ) ENGINE = InnoDB",
-]];
+    ],
+    &[
+        // A message's place in the user's inbox, which is the order of pages.
+        "ALTER TABLE halley_inbox
+  ADD COLUMN inbox_ms BIGINT UNSIGNED NOT NULL DEFAULT 0,
+  ADD COLUMN inbox_number BIGINT UNSIGNED NOT NULL DEFAULT 0,
+  ADD KEY inbox_order (user, inbox_ms, inbox_number)",
+        "UPDATE halley_inbox SET inbox_ms = GREATEST(stored_ms, 0), inbox_number = fingerprint WHERE inbox_ms = 0",
+    ],
+];
 
 const VERSIONS: &str = "CREATE TABLE IF NOT EXISTS halley_archive_version (
   version BIGINT NOT NULL PRIMARY KEY
@@ -78,7 +88,11 @@ pub async fn init(config: &Config) -> anyhow::Result<(i64, i64)> {
     for from in before..VERSION {
         // Statements that define tables end transactions: each can be repeated instead.
         for statement in step(from) {
-            sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await.map_err(refused)?;
+            match sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await {
+                // Done before, by a migration that was interrupted.
+                Err(error) if has_column_already(&error) => {}
+                done => drop(done.map_err(refused)?),
+            }
         }
     }
     database.close(connection).await;

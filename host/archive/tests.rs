@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::record::{ArchiveRecipient, InvalidRecord, decode, encode, refusal};
 use crate::decision::AbsenceCause;
+use crate::inbox;
 use crate::message::{Audience, Message, Origin, Record, UserId};
 
 fn message(room: &str) -> Message {
@@ -30,8 +31,18 @@ fn message(room: &str) -> Message {
 fn a_record_has_a_row_for_each_recipient() {
     let (ann, bob) = (UserId::from("ann"), UserId::from("bob"));
     let recipients = [
-        ArchiveRecipient { user: &ann, cause: Some(AbsenceCause::NotOnline), expires_ms: None },
-        ArchiveRecipient { user: &bob, cause: None, expires_ms: Some(9_000) },
+        ArchiveRecipient {
+            user: &ann,
+            cause: Some(AbsenceCause::NotOnline),
+            expires_ms: None,
+            position: None,
+        },
+        ArchiveRecipient {
+            user: &bob,
+            cause: None,
+            expires_ms: Some(9_000),
+            position: Some(inbox::Position { ms: 3_000, number: 4 }),
+        },
     ];
     let message = message("lobby");
     let rows = decode(Some(encode(&message, &recipients, 2_000).into())).expect("a record");
@@ -41,6 +52,9 @@ fn a_record_has_a_row_for_each_recipient() {
     assert_eq!((first.message.position.sent_ms, first.message.stored_ms), (1_000, 2_000));
     assert_eq!((&first.message.body, first.message.room.as_str()), (&message.body, "lobby"));
     assert_eq!((first.message.expires_ms, second.message.expires_ms), (0, 9_000));
+    let fingerprint = first.message.position.fingerprint;
+    assert_eq!(first.place, inbox::Position { ms: 2_000, number: fingerprint }, "its place is not known");
+    assert_eq!(second.place, inbox::Position { ms: 3_000, number: 4 });
     assert_eq!((first.message.cause.as_str(), second.message.cause.as_str()), ("not-online", ""));
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use prometheus_client::registry::Registry;
 
+use crate::archive::{self, ArchivedInboxes};
 use crate::comets::{self, CometStore, Fleet, MemoryCometStore, ReadOnlyCometStore, RedisCometStore};
 use crate::config::Config;
 use crate::directory::{self, Directory, MemoryDirectory, RedisDirectory};
@@ -55,6 +56,7 @@ impl Storage {
         let client = redis_client(config, redis_client::Metrics::register(registry))?;
         let metrics = directory::Metrics::register(registry);
         let inbox_metrics = inbox::Metrics::register(registry);
+        let older = ArchivedInboxes::open(&config.archive, || archive::ReadMetrics::register(registry))?;
         let RoutingConfig { check_online, max_room_size, cache, .. } = &config.routing;
         let directory = RedisDirectory::new(client.clone(), *check_online, *max_room_size, metrics);
         let directory = directory.remembering(cache);
@@ -63,7 +65,9 @@ impl Storage {
             guards: Arc::new(RedisGuards::new(client.clone())),
             shared_state: Arc::new(RedisSharedState::new(client.clone())),
             inbox: Arc::new(RedisInbox::new(client.clone(), &config.offline, inbox_metrics)),
-            inbox_reader: Arc::new(RedisInboxReader::new(client.clone(), &config.offline)),
+            inbox_reader: Arc::new(
+                RedisInboxReader::new(client.clone(), &config.offline).continued_by(older),
+            ),
             comets: Arc::new(RedisCometStore::new(client.clone())),
             redrive_keys: Arc::new(RedisRedriveKeys::new(client.clone())),
             redis: Some(client),

@@ -34,6 +34,24 @@ impl Position {
     }
 }
 
+impl Position {
+    /// The next place.
+    pub(super) fn successor(self) -> Self {
+        match self.number.checked_add(1) {
+            Some(number) => Self { number, ..self },
+            None => Self { ms: self.ms.saturating_add(1), number: 0 },
+        }
+    }
+
+    /// The place before; the first place has none.
+    pub(super) fn predecessor(self) -> Option<Self> {
+        match self.number.checked_sub(1) {
+            Some(number) => Some(Self { number, ..self }),
+            None => Some(Self { ms: self.ms.checked_sub(1)?, number: u64::MAX }),
+        }
+    }
+}
+
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.ms, self.number)

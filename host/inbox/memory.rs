@@ -58,16 +58,17 @@ impl Inbox for MemoryInbox {
     async fn store(&self, entries: &[InboxEntry]) -> Result<Stored, PartialStore> {
         let now = now_ms();
         let mut table = self.table.lock();
-        for entry in entries {
+        let mut positions = Vec::with_capacity(entries.len());
+        for (index, entry) in entries.iter().enumerate() {
             let kept = StoredMessage::new(entry, now, self.config.retention(entry.retention));
             let inbox = table.inbox(&entry.user, MAX_USERS);
-            inbox.add(now, kept, self.config.max_per_user);
+            positions.push((index, inbox.add(now, kept, self.config.max_per_user)));
         }
         drop(table);
         self.metrics.stored.inc_by(entries.len() as u64);
         let returned = returned(entries, |_, entry| (self.online)(&entry.user));
         self.metrics.returned.inc_by(returned.len() as u64);
-        Ok(Stored { not_stored: Vec::new(), returned })
+        Ok(Stored { not_stored: Vec::new(), returned, positions })
     }
 }
 
@@ -124,7 +125,7 @@ impl InboxReader for MemoryInbox {
 }
 
 impl UserInbox {
-    fn add(&mut self, now_ms: i64, message: StoredMessage, most: usize) {
+    fn add(&mut self, now_ms: i64, message: StoredMessage, most: usize) -> Position {
         let ms = u64::try_from(now_ms).unwrap_or_default();
         let position = match self.newest {
             Some(newest) if newest.ms >= ms => Position { number: newest.number + 1, ..newest },
@@ -136,6 +137,7 @@ impl UserInbox {
             self.entries.pop_front();
             self.is_trimmed = true;
         }
+        position
     }
 
     fn acknowledge(&mut self, device: &DeviceId, position: Position) {

@@ -20,7 +20,9 @@ mod cursor;
 pub(crate) mod fuzzing;
 mod memory;
 mod notifier;
+mod older;
 mod page;
+mod paging;
 mod queue;
 mod reader;
 mod redis;
@@ -46,6 +48,7 @@ use crate::telemetry::metrics;
 pub use cursor::{Cursor, CursorError, Position};
 pub use memory::{MemoryInbox, OnlineUsers};
 pub use notifier::Notifier;
+pub use older::{OlderMessages, OlderRange, OlderUnavailable};
 pub use page::{DeviceId, InvalidDevice, Page, PageEntry, PageQuery, Standing};
 pub use queue::{InboxProblem, InboxQueue, InboxWriter, StoreResult};
 pub use reader::InboxReader;
@@ -304,6 +307,8 @@ pub struct Stored {
     pub not_stored: Vec<NotStored>,
     /// The users of stored entries who were registered again when their entry had been stored.
     pub returned: Vec<Returned>,
+    /// The places of stored entries, each with the entry's index.
+    pub positions: Vec<(usize, Position)>,
 }
 
 /// A user who was registered again when an entry had been stored. The connection may have read the

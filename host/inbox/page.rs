@@ -61,6 +61,9 @@ pub struct PageQuery {
     pub limit: usize,
     /// The newest first.
     pub backwards: bool,
+    /// Only the inbox itself, without what is kept for longer elsewhere: for readers that have reached
+    /// the end and wait for more.
+    pub only_recent: bool,
 }
 
 impl PageQuery {
@@ -98,6 +101,8 @@ pub struct Page {
     pub more: bool,
     /// Whether something between `after` and the first entry is no longer kept.
     pub truncated: bool,
+    /// What the page lacks that is kept, but cannot be read now.
+    pub warning: Option<&'static str>,
 }
 
 /// Where an inbox stands.
@@ -114,6 +119,7 @@ pub struct Standing {
 }
 
 /// Builds a page from stored entries in the order of the request. The first ones may lie at `after`.
+#[derive(Debug)]
 pub(super) struct PageBuilder {
     query: PageQuery,
     now_ms: i64,
@@ -158,8 +164,7 @@ impl PageBuilder {
         }
         let Some(message) = message else { return self.skip(position) };
         if message.expires_ms <= self.now_ms {
-            let lifetime = message.expires_ms.saturating_sub_unsigned(position.ms);
-            self.has_expired |= lifetime >= self.retention_ms.saturating_sub(LIFETIME_SLACK_MS);
+            self.has_expired |= self.is_ordinary(position, &message);
             return self.skip(position);
         }
         if self.seen.contains(&message.id) {
@@ -181,6 +186,43 @@ impl PageBuilder {
     fn skip(&mut self, position: Position) -> bool {
         self.page.next = Some(Cursor::At(position));
         true
+    }
+
+    /// Whether an entry was to be kept for the retention, not for a shorter time.
+    fn is_ordinary(&self, position: Position, message: &StoredMessage) -> bool {
+        let lifetime = message.expires_ms.saturating_sub_unsigned(position.ms);
+        lifetime >= self.retention_ms.saturating_sub(LIFETIME_SLACK_MS)
+    }
+
+    /// Whether an entry has expired after the whole retention: a reader could have expected it.
+    pub(super) fn is_overdue(&self, position: Position, message: &Option<StoredMessage>) -> bool {
+        let message = message.as_ref();
+        message.is_some_and(|kept| kept.expires_ms <= self.now_ms && self.is_ordinary(position, kept))
+    }
+
+    /// The id of an entry that has not expired.
+    pub(super) fn live_id(&self, message: &Option<StoredMessage>) -> Option<MessageId> {
+        message.as_ref().filter(|message| message.expires_ms > self.now_ms).map(|message| message.id.clone())
+    }
+
+    /// The entries so far.
+    pub(super) fn len(&self) -> usize {
+        self.page.entries.len()
+    }
+
+    /// Whether the entry at `after` was met.
+    pub(super) fn has_anchor(&self) -> bool {
+        self.has_anchor
+    }
+
+    /// The entry at `after` does not show that what follows it is there.
+    pub(super) fn forget_anchor(&mut self) {
+        self.has_anchor = false;
+    }
+
+    /// Something that a reader could have expected is gone.
+    pub(super) fn note_expired(&mut self) {
+        self.has_expired = true;
     }
 
     /// There may be more, but enough was read for one page.

@@ -23,7 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Config, Inbox, InboxEntry, NotStored, PartialStore, Returned, Stored, size};
+use super::{Config, Inbox, InboxEntry, NotStored, PartialStore, Position, Returned, Stored, size};
 use crate::backoff::Backoff;
 use crate::message::{ConnectionId, UserId};
 
@@ -59,6 +59,8 @@ pub struct StoreResult {
     pub reason: Option<String>,
     /// Users who were registered again when their entry had been stored, with their connection.
     pub returned: Vec<(UserId, ConnectionId)>,
+    /// The places of the stored entries.
+    pub positions: Vec<(UserId, Position)>,
 }
 
 /// The queue. Cheap to clone; clones share it.
@@ -319,6 +321,9 @@ fn complete_entries(entries: &[InboxEntry], owners: &[Arc<BatchOwner>], stored: 
     }
     for Returned { entry, connection } in stored.returned {
         owners[entry].stored.lock().returned.push((entries[entry].user.clone(), connection));
+    }
+    for (entry, position) in stored.positions {
+        owners[entry].stored.lock().positions.push((entries[entry].user.clone(), position));
     }
     let mut left = left.iter().peekable();
     for (at, owner) in owners.iter().enumerate() {

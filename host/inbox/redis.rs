@@ -11,8 +11,8 @@ use redis::{Cmd, Value};
 use tracing::warn;
 
 use super::{
-    Config, Inbox, InboxEntry, Metrics, NotStored, PartialStore, Stored, StoredMessage, Unavailable, now_ms,
-    returned,
+    Config, Inbox, InboxEntry, Metrics, NotStored, PartialStore, Position, Stored, StoredMessage,
+    Unavailable, now_ms, returned,
 };
 use crate::decision::AbsenceCause;
 use crate::message::{ConnectionId, UserId};
@@ -118,12 +118,9 @@ impl RedisInbox {
     }
 
     /// Compares the ids of new entries, which begin with Redis' time in milliseconds, with the clock.
-    fn compare_clocks(&self, now: i64, appends: &[AppendPosition], replies: &[Option<Value>]) {
-        let reply = |append: &AppendPosition| replies.get(append.at).cloned().flatten();
-        let number = |value| text(value).filled()?.split_once('-')?.0.parse::<i64>().ok();
-        let apart =
-            appends.iter().filter_map(|append| number(reply(append)?)).map(|at| now.abs_diff(at)).max();
-        let Some(apart) = apart else { return };
+    fn compare_clocks(&self, now: i64, positions: &[Option<Position>]) {
+        let now = u64::try_from(now).unwrap_or_default();
+        let Some(apart) = positions.iter().flatten().map(|at| now.abs_diff(at.ms)).max() else { return };
         let agree = apart <= MAX_CLOCK_SKEW_MS as u64;
         self.clocks_agree.store(agree, Ordering::Relaxed);
         if !agree && self.clock_warning.admit().is_some() {
@@ -193,7 +190,9 @@ impl Inbox for RedisInbox {
         let (mut commands, appends) = self.commands(entries, now);
         let look = self.add_look(&mut commands, entries);
         let (replies, mut problem) = self.client.run_bulk("store_offline", commands).await;
-        self.compare_clocks(now, &appends, &replies);
+        let position = |append: &AppendPosition| position_of(replies.get(append.at)?.as_ref()?);
+        let positions: Vec<Option<Position>> = appends.iter().map(position).collect();
+        self.compare_clocks(now, &positions);
         let mut stored = vec![false; entries.len()];
         for (index, (entry, append)) in entries.iter().zip(&appends).enumerate() {
             match self.outcome(entry, append, &replies) {
@@ -225,7 +224,9 @@ impl Inbox for RedisInbox {
         let connection = |index: usize| online.get(index).cloned().flatten().filter(|_| stored[index]);
         let returned = returned(entries, |index, _| connection(index));
         self.metrics.returned.inc_by(returned.len() as u64);
-        let stored = Stored { not_stored, returned };
+        let positions = positions.into_iter().enumerate().filter(|(index, _)| stored[*index]);
+        let positions = positions.filter_map(|(index, position)| Some((index, position?))).collect();
+        let stored = Stored { not_stored, returned, positions };
         match problem {
             Some(error) if !left.is_empty() => Err(PartialStore { stored: Box::new(stored), left, error }),
             _ => Ok(stored),
@@ -267,6 +268,14 @@ fn append(key: &str, kept: &StoredMessage, max_per_user: usize) -> Cmd {
     }
     command.arg("body").arg(&kept.body[..]).arg("ts").arg(kept.sent_ms).arg("expires").arg(kept.expires_ms);
     command
+}
+
+/// The place of a new entry, from the reply to its append.
+fn position_of(reply: &Value) -> Option<Position> {
+    match reply {
+        Value::BulkString(id) => Position::parse(std::str::from_utf8(id).ok()?),
+        _ => None,
+    }
 }
 
 /// Reads with which connections these users are registered: as comets write it.

@@ -6,25 +6,24 @@
 //! may spread them.
 //!
 //! A page costs one round trip for each hundred entries, on a connection of its own: large pages do not
-//! delay the look-ups of the gateway.
+//! delay the look-ups of the gateway. Pages go on with [`OlderMessages`] where the stream ends: see `paging`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use redis::{Cmd, Value};
 
 use super::cursor::{Cursor, Position};
-use super::page::{DeviceId, Page, PageBuilder, PageQuery, Standing};
+use super::older::OlderMessages;
+use super::page::{DeviceId, Page, PageQuery, Standing};
+use super::paging::{Paging, Step, StreamEntry, StreamRange};
 use super::reader::InboxReader;
 use super::redis::{fields, stream_key};
 use super::{Config, Mode, Unavailable, now_ms};
 use crate::message::UserId;
 use crate::redis_client::{RedisClient, Refusal, elements, is_too_large, refusal, text};
 
-/// Entries per `XRANGE`.
-const CHUNK: usize = 100;
-/// Round trips per page at most: an inbox may be full of expired entries.
-const MAX_CHUNKS: usize = 20;
 /// Devices of a user at most; the one that is furthest behind is forgotten first, and reads from the
 /// oldest entry again.
 const MAX_DEVICES: isize = 64;
@@ -43,18 +42,25 @@ pub struct RedisInboxReader {
     client: RedisClient,
     retention: Duration,
     mode: Mode,
+    older: Option<Arc<dyn OlderMessages>>,
 }
 
 /// The entries of one reply, in order.
 struct Chunk {
-    entries: Vec<(Position, Option<super::StoredMessage>)>,
+    entries: Vec<StreamEntry>,
     is_last: bool,
 }
 
 impl RedisInboxReader {
     /// A reader through this client.
     pub fn new(client: RedisClient, config: &Config) -> Self {
-        Self { client, retention: config.retention, mode: config.mode }
+        Self { client, retention: config.retention, mode: config.mode, older: None }
+    }
+
+    /// Continues pages with what is kept for longer elsewhere.
+    #[must_use]
+    pub fn continued_by(self, older: Option<Arc<dyn OlderMessages>>) -> Self {
+        Self { older, ..self }
     }
 
     fn positions_key(&self, user: &UserId) -> String {
@@ -74,11 +80,12 @@ impl RedisInboxReader {
         Ok(replies)
     }
 
-    /// Up to `count` entries; fewer if they are large.
-    async fn chunk(&self, key: &str, range: &Range, count: usize) -> Result<Chunk, Unavailable> {
-        let mut count = count;
+    /// Entries of a range, fewer than its count if they are large.
+    async fn chunk(&self, key: &str, range: &StreamRange) -> Result<Chunk, Unavailable> {
+        let mut count = range.count;
         loop {
-            let reply = self.run(READ, vec![range.command(key, count)]).await?.pop().unwrap_or_default();
+            let reply =
+                self.run(READ, vec![range_command(key, range, count)]).await?.pop().unwrap_or_default();
             if !is_too_large(&reply) {
                 let reply = elements(reply);
                 let is_last = reply.len() < count;
@@ -127,37 +134,17 @@ impl RedisInboxReader {
     }
 }
 
-/// The part of a stream that is left to read.
-struct Range {
-    low: String,
-    high: String,
-    backwards: bool,
-}
-
-impl Range {
-    /// With the entry at `after`, which the page looks for, and without the one at `before`.
-    fn of(query: &PageQuery) -> Self {
-        Self {
-            low: query.after.map_or_else(|| "-".to_owned(), |after| after.position().to_string()),
-            high: query.before.map_or_else(|| "+".to_owned(), |before| format!("({}", before.position())),
-            backwards: query.backwards,
-        }
-    }
-
-    fn command(&self, key: &str, count: usize) -> Cmd {
-        let (name, from, to) = match self.backwards {
-            false => ("XRANGE", &self.low, &self.high),
-            true => ("XREVRANGE", &self.high, &self.low),
-        };
-        let mut command = redis::cmd(name);
-        command.arg(key).arg(from).arg(to).arg("COUNT").arg(count);
-        command
-    }
-
-    fn continue_after(&mut self, position: Position) {
-        let bound = if self.backwards { &mut self.high } else { &mut self.low };
-        *bound = format!("({position}");
-    }
+/// The command that reads a part of a stream.
+fn range_command(key: &str, range: &StreamRange, count: usize) -> Cmd {
+    let low = range.low.map_or_else(|| "-".to_owned(), |low| low.to_string());
+    let high = range.high.map_or_else(|| "+".to_owned(), |high| format!("({high}"));
+    let (name, from, to) = match range.backwards {
+        false => ("XRANGE", low, high),
+        true => ("XREVRANGE", high, low),
+    };
+    let mut command = redis::cmd(name);
+    command.arg(key).arg(from).arg(to).arg("COUNT").arg(count);
+    command
 }
 
 #[async_trait]
@@ -165,31 +152,30 @@ impl InboxReader for RedisInboxReader {
     async fn page(&self, user: &UserId, query: &PageQuery) -> Result<Page, Unavailable> {
         let key = stream_key(&self.client, user);
         let retention_ms = i64::try_from(self.retention.as_millis()).unwrap_or(i64::MAX);
-        let (mut page, mut range) = (PageBuilder::new(*query, now_ms(), retention_ms), Range::of(query));
-        // One more than the page takes, to see whether there is more, and the entry at `after`.
-        let mut wanted = query.most() + 2;
-        for round in 1.. {
-            let Chunk { entries, is_last } = self.chunk(&key, &range, wanted.min(CHUNK)).await?;
-            wanted = wanted.saturating_sub(entries.len()).max(1);
-            let Some((last, _)) = entries.last() else { break };
-            range.continue_after(*last);
-            let is_full = !entries.into_iter().all(|(position, message)| page.push(position, message));
-            if is_full || is_last {
-                break;
-            }
-            if round >= MAX_CHUNKS {
-                page.stop_early();
-                break;
+        let older = self.older.as_deref().filter(|_| !query.only_recent);
+        let mut paging = Paging::new(*query, now_ms(), retention_ms, older.is_some());
+        loop {
+            match (paging.next(), older) {
+                (Step::Stream(range), _) => {
+                    let Chunk { entries, is_last } = self.chunk(&key, &range).await?;
+                    paging.take_stream(entries, is_last);
+                }
+                (Step::Older(range), Some(older)) => {
+                    let entries = older.older(user, &range).await;
+                    paging.take_older(&range, entries);
+                }
+                (Step::Older(_), None) | (Step::Done, _) => break,
             }
         }
-        let is_trimmed = page.reaches_the_oldest() && self.is_trimmed(&key).await?;
-        Ok(page.finish(is_trimmed))
+        let is_trimmed = paging.reaches_the_oldest() && self.is_trimmed(&key).await?;
+        Ok(paging.finish(is_trimmed))
     }
 
     async fn standing(&self, user: &UserId, device: Option<&DeviceId>) -> Result<Standing, Unavailable> {
         let key = stream_key(&self.client, user);
-        let all = |backwards| Range { low: "-".to_owned(), high: "+".to_owned(), backwards };
-        let mut commands = vec![all(false).command(&key, 1), all(true).command(&key, 1)];
+        let one =
+            |backwards| range_command(&key, &StreamRange { low: None, high: None, count: 1, backwards }, 1);
+        let mut commands = vec![one(false), one(true)];
         commands.push(redis::cmd("XLEN").arg(&key).to_owned());
         if let Some(device) = device {
             commands.push(redis::cmd("ZSCORE").arg(self.positions_key(user)).arg(device.as_str()).to_owned());

@@ -128,7 +128,7 @@ impl DeliveryTask {
         let entry =
             |(at, retention): &(usize, _)| inbox_entry(&absent[*at], *at < decided_for, message, *retention);
         let entries = || store.iter().map(entry).collect();
-        let StoreResult { refused, reason, returned } =
+        let StoreResult { refused, reason, returned, positions } =
             self.store(store.len(), entries, pending_outputs).await?;
         store.retain(|(at, _)| !refused.contains(&absent[*at].user));
         failed.add(refused, reason);
@@ -136,7 +136,7 @@ impl DeliveryTask {
             let cause = (*at < decided_for).then_some(absent[*at].cause);
             (&absent[*at].user, cause, *retention)
         });
-        let StoreResult { refused, reason, .. } = self.archive(message, kept).await?;
+        let StoreResult { refused, reason, .. } = self.archive(message, kept, &positions).await?;
         failed.add(refused, reason);
         self.hand_over(message, &returned).await?;
         Ok(store.len())

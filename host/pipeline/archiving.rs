@@ -1,10 +1,11 @@
 //! Writes a message that was stored for absent users to the archive topic.
 
+use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use crate::archive::{self, ArchiveRecipient};
 use crate::decision::AbsenceCause;
-use crate::inbox::StoreResult;
+use crate::inbox::{Position, StoreResult};
 use crate::message::{Message, UserId};
 use crate::pipeline::delivery_task::DeliveryTask;
 use crate::pipeline::retry::{Cancelled, retry_until_cancelled};
@@ -13,12 +14,13 @@ use crate::time::to_record_ms;
 
 impl DeliveryTask {
     /// Archives a message for the users for whom it was stored, each with the reason (none if it is
-    /// always stored) and the retention that a policy asked for. Returns the users for whom the
-    /// archive can never have it, and why.
+    /// always stored) and the retention that a policy asked for; `positions` are their places in the
+    /// inboxes. Returns the users for whom the archive can never have it, and why.
     pub(super) async fn archive(
         &self,
         message: &Message,
         stored: impl Iterator<Item = (&UserId, Option<AbsenceCause>, Option<Duration>)>,
+        positions: &[(UserId, Position)],
     ) -> Result<StoreResult, Cancelled> {
         let mut outcome = StoreResult::default();
         let Some(archive) = &self.pipeline.archive else { return Ok(outcome) };
@@ -26,11 +28,13 @@ impl DeliveryTask {
         let expires_ms = |retention: Duration| {
             now.saturating_add(i64::try_from(retention.as_millis()).unwrap_or(i64::MAX))
         };
+        let positions: HashMap<&UserId, Position> = positions.iter().map(|(user, at)| (user, *at)).collect();
         let mut recipients = Vec::new();
         for (user, cause, retention) in stored {
             match archive::refusal(message, user) {
                 None => {
-                    recipients.push(ArchiveRecipient { user, cause, expires_ms: retention.map(expires_ms) })
+                    let (expires_ms, position) = (retention.map(expires_ms), positions.get(user).copied());
+                    recipients.push(ArchiveRecipient { user, cause, expires_ms, position });
                 }
                 Some(why) => {
                     outcome.refused.push(user.clone());

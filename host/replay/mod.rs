@@ -48,6 +48,8 @@ pub struct Replayed {
     pub truncated: bool,
     /// Why it stopped before the end of the page.
     pub stopped: Option<String>,
+    /// What it lacks that is kept, but cannot be read now.
+    pub warning: Option<&'static str>,
 }
 
 /// Why nothing was replayed.
@@ -83,6 +85,7 @@ impl Replayer<'_> {
             more: page.more,
             truncated: page.truncated,
             stopped: None,
+            warning: page.warning,
         };
         let (connection, since) = ([Some(found)], Instant::now());
         for entry in &page.entries {

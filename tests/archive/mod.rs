@@ -2,6 +2,7 @@
 
 mod faults;
 mod pages;
+pub(crate) mod seam;
 
 use std::process::{Command, Output};
 
@@ -66,9 +67,9 @@ async fn tables_are_created_once_and_printed() {
     let config = halley::archive::Config { url: database.url(), ..Default::default() };
     let missing = halley::archive::probe(&config).await.expect_err("no tables").to_string();
     assert!(missing.contains("run `halley archive init`"), "{missing}");
-    assert!(text(&init(&settings, &[]).await).contains("version 1 now (before: 0)"));
-    assert!(text(&init(&settings, &[]).await).contains("version 1 already"));
-    assert_eq!(halley::archive::probe(&config).await.expect("usable"), "its tables have version 1");
+    assert!(text(&init(&settings, &[]).await).contains("version 2 now (before: 0)"));
+    assert!(text(&init(&settings, &[]).await).contains("version 2 already"));
+    assert_eq!(halley::archive::probe(&config).await.expect("usable"), "its tables have version 2");
     let days = "SELECT COUNT(*) FROM information_schema.PARTITIONS WHERE TABLE_NAME = 'halley_inbox'";
     assert_eq!(database.number(days).await, 16, "today, two weeks, and `later`");
 
@@ -88,7 +89,7 @@ async fn tables_are_created_once_and_printed() {
         database.run(statement).await;
     }
     assert_eq!(columns().await, created);
-    assert!(text(&init(&settings, &[]).await).contains("version 1 already"));
+    assert!(text(&init(&settings, &[]).await).contains("version 2 already"));
 }
 
 #[tokio::test]

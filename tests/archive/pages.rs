@@ -1,7 +1,9 @@
 //! Pages of the archive, retention and erasure, without a gateway.
 
-use halley::archive::{Archive, ArchivePage, ArchivedMessage, Config, Position, init};
+use halley::archive::{Archive, Config, init};
+use halley::inbox::{OlderRange, Position};
 use halley::message::UserId;
+use sqlx::Row as _;
 
 use crate::support::mariadb::MariaDb;
 
@@ -11,14 +13,20 @@ async fn archive(database: &MariaDb) -> Archive {
     Archive::new(&config).expect("a valid URL")
 }
 
-async fn insert(database: &MariaDb, user: &str, rows: &[(i64, &str, i32, i64)]) {
-    let values = |(sent, topic, partition, offset): &(i64, &str, i32, i64)| {
+/// Rows with these places in the inbox, each of a message of its own.
+pub(crate) async fn insert(database: &MariaDb, user: &str, places: &[(u64, u64)]) {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+    let sent = now.as_millis();
+    let values = |at: usize, (ms, number): &(u64, u64)| {
+        // In another order than the places.
+        let offset = at ^ 1;
         format!(
-            "('{user}', {sent}, '{topic}', {partition}, {offset}, 5, 4, 'lobby', 'body', {sent}, 0, 'not-online')"
+            "('{user}', {sent}, 'push', 0, {offset}, 5, 4, 'lobby', '{at}', {ms}, 0, 'not-online', {ms}, {number})"
         )
     };
-    for some in rows.chunks(5_000) {
-        let values: Vec<_> = some.iter().map(values).collect();
+    for (chunk, some) in places.chunks(5_000).enumerate() {
+        let values: Vec<_> =
+            some.iter().enumerate().map(|(at, place)| values(chunk * 5_000 + at, place)).collect();
         database.run(&format!("INSERT INTO halley_inbox VALUES {}", values.join(","))).await;
     }
 }
@@ -27,70 +35,57 @@ async fn insert(database: &MariaDb, user: &str, rows: &[(i64, &str, i32, i64)]) 
 async fn pages_follow_one_order_in_both_directions() {
     let Some(database) = MariaDb::start("pages_follow_one_order").await else { return };
     let archive = archive(&database).await;
-    // Few different values, so that each column decides somewhere.
-    let mut rows = Vec::new();
-    for sent in 1_000..1_004 {
-        for topic in ["a", "b"] {
-            rows.extend(
-                [9, 10].into_iter().flat_map(|partition| [9, 10].map(|at| (sent, topic, partition, at))),
-            );
-        }
+    let mut places = Vec::new();
+    for ms in [9, 10, 100] {
+        places.extend([0, 1, 9, 10, u64::MAX].map(|number| (ms, number)));
     }
-    insert(&database, "ann", &rows).await;
-    insert(&database, "bob", &rows[..3]).await;
-    rows.sort();
+    insert(&database, "ann", &places).await;
+    insert(&database, "bob", &places[..3]).await;
     let user = UserId::from("ann");
-    let key = |message: &ArchivedMessage| {
-        let Position { sent_ms, topic, partition, offset, .. } = message.position.clone();
-        (sent_ms, topic, partition, offset)
+    let page = async |from: Option<Position>, to: Option<Position>, limit: usize, backwards: bool| {
+        let range = OlderRange { from, to, limit, backwards };
+        let found = archive.page(&user, &range).await.expect("answers");
+        found.iter().map(|(place, _)| (place.ms, place.number)).collect::<Vec<_>>()
     };
-    let expected: Vec<_> =
-        rows.iter().map(|(sent, topic, part, at)| (*sent, (*topic).to_owned(), *part, *at)).collect();
+    let at = |(ms, number): (u64, u64)| Some(Position { ms, number });
     for limit in [1, 3, 500] {
-        for is_backwards in [false, true] {
-            let (mut seen, mut last) = (Vec::new(), None::<Position>);
+        for backwards in [false, true] {
+            let (mut seen, mut next) = (Vec::<(u64, u64)>::new(), None);
+            // The place where the last page ended is in the next one as well.
             loop {
-                let (after, before) =
-                    if is_backwards { (None, last.as_ref()) } else { (last.as_ref(), None) };
-                let page = ArchivePage { user: &user, after, before, limit, is_backwards };
-                let found = archive.page(&page).await.expect("answers");
-                let Some(end) = found.last() else { break };
-                seen.extend(found.iter().map(key));
-                last = Some(end.position.clone());
+                let (from, to) = if backwards { (None, next) } else { (next, None) };
+                let found = page(from, to, limit + 1, backwards).await;
+                let known = usize::from(next.is_some());
+                seen.extend(&found[known..]);
+                next = found.last().copied().and_then(at);
+                if found.len() <= known {
+                    break;
+                }
             }
-            if is_backwards {
+            if backwards {
                 seen.reverse();
             }
-            assert_eq!(seen, expected, "limit {limit}");
+            assert_eq!(seen, places, "limit {limit}");
         }
     }
-    let (after, before) =
-        (Position::new(1_001, "b/9/9/0000000000000005"), Position::new(1_001, "b/10/10/0000000000000005"));
-    let page = ArchivePage {
-        user: &user,
-        after: after.as_ref(),
-        before: before.as_ref(),
-        limit: 9,
-        is_backwards: false,
-    };
-    let between: Vec<_> = archive
-        .page(&page)
-        .await
-        .expect("answers")
-        .iter()
-        .map(|m| (m.position.partition, m.position.offset))
-        .collect();
-    assert_eq!(between, [(9, 10), (10, 9)]);
-    let nobody =
-        ArchivePage { user: &"nobody".into(), after: None, before: None, limit: 9, is_backwards: false };
-    assert_eq!(archive.page(&nobody).await.expect("answers"), []);
+    let between = page(at((9, 10)), at((10, 1)), 9, false).await;
+    assert_eq!(between, [(9, 10), (9, u64::MAX), (10, 0), (10, 1)]);
+    let range = OlderRange { from: None, to: None, limit: 9, backwards: false };
+    assert_eq!(archive.page(&"nobody".into(), &range).await.expect("answers"), []);
+    // Not by sorting all that a user has.
+    let plan = "EXPLAIN SELECT body FROM halley_inbox FORCE INDEX (inbox_order) WHERE user = 'ann' AND inbox_ms >= 9 \
+                AND (inbox_ms > 9 OR inbox_number >= 1) ORDER BY inbox_ms, inbox_number LIMIT 5";
+    let plan = &database.rows(plan).await[0];
+    let (key, extra): (String, String) =
+        (plan.try_get("key").expect("a key"), plan.try_get("Extra").expect("text"));
+    assert!(key == "inbox_order" && !extra.contains("filesort"), "{key}: {extra}");
 }
 
 #[tokio::test]
 async fn an_erased_user_has_nothing_and_gets_new_messages() {
     let Some(database) = MariaDb::start("an_erased_user").await else { return };
     let archive = archive(&database).await;
-    let rows: Vec<_> = (0..12_000).map(|at| (1_000 + at, "a", 0, at)).collect();
+    let rows: Vec<_> = (0..12_000).map(|at| (1_000 + at, 0)).collect();
     insert(&database, "ann", &rows).await;
     insert(&database, "bob", &rows[..2]).await;
     assert_eq!(archive.erase(&"ann".into()).await.expect("erases"), 12_000);

@@ -48,7 +48,7 @@ pub(super) const ALLOWED_DEPENDENCIES: &[(&str, &[&str])] = &[
     ("comets", &["message", "redis_client"]),
     ("inbox", &["message", "decision", "kafka", "redis_client"]),
     ("dead_letter", &["message", "decision", "kafka"]),
-    ("archive", &["message", "offsets", "decision", "kafka", "consumer", "dead_letter"]),
+    ("archive", &["message", "offsets", "decision", "kafka", "consumer", "inbox", "dead_letter"]),
     ("router", &["message", "membership", "decision"]),
     (
         "pipeline",

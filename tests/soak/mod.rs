@@ -2,6 +2,7 @@
 //!
 //! `HALLEY_SOAK_MINUTES` (10) sets how long each fault lasts.
 
+mod archive;
 mod idle;
 mod long;
 mod memory;

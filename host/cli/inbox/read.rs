@@ -35,6 +35,7 @@ pub(super) async fn run(config: &Config, args: &Args) -> anyhow::Result<u8> {
         before: args.inbox.cursor("--before", args.before.as_deref())?,
         limit: args.limit.into(),
         backwards: args.backwards,
+        ..PageQuery::default()
     };
     let page = reader(config)?.page(&user, &query).await.map_err(unavailable)?;
     if args.inbox.json {
@@ -48,6 +49,9 @@ pub(super) async fn run(config: &Config, args: &Args) -> anyhow::Result<u8> {
 fn show(page: &Page, user: &UserId, backwards: bool) {
     if page.truncated {
         print("earlier messages are no longer kept");
+    }
+    if let Some(warning) = page.warning {
+        print(&format!("warning: {warning}"));
     }
     for entry in &page.entries {
         print(&line(entry));

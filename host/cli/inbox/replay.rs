@@ -72,6 +72,9 @@ fn show(replayed: &Replayed, args: &Args) -> anyhow::Result<u8> {
     } else {
         let Replayed { pushed, connection, .. } = replayed;
         print(&format!("pushed {pushed} messages to connection `{connection}` of `{user}`"));
+        if let Some(warning) = replayed.warning {
+            print(&format!("warning: {warning}"));
+        }
     }
     let Some(why) = &replayed.stopped else { return Ok(EXIT_SUCCESS) };
     let next = replayed.next.map_or_else(String::new, |next| format!(" --after {}", next.encode(&user)));

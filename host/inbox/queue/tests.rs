@@ -99,10 +99,10 @@ async fn the_writer_continues_where_redis_stopped() {
             never.filter(|at| *at < 10).map(|entry| NotStored { entry, reason: "spoilt".into() });
         let not_stored: Vec<_> = not_stored.into_iter().collect();
         if entries.len() <= 10 {
-            return Ok(Stored { not_stored, returned: Vec::new() });
+            return Ok(Stored { not_stored, ..Stored::default() });
         }
         Err(PartialStore {
-            stored: Box::new(Stored { not_stored, returned: Vec::new() }),
+            stored: Box::new(Stored { not_stored, ..Stored::default() }),
             left: (10..entries.len()).collect(),
             error: full(),
         })
@@ -113,7 +113,7 @@ async fn the_writer_continues_where_redis_stopped() {
         StoreResult {
             refused: vec![UserId::from("u13")],
             reason: Some("spoilt".into()),
-            returned: Vec::new()
+            ..StoreResult::default()
         }
     );
     let pipelines = world.inbox.pipelines.lock();

@@ -1,0 +1,117 @@
+//! The archive as the continuation of inboxes: bounded in time, and not asked again at once while the
+//! database cannot be used.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tracing::warn;
+
+use super::config::DAY;
+use super::metrics::{ReadMetrics, ReadOutcome};
+use super::row::ArchivedMessage;
+use super::{Archive, Config, InvalidUrl};
+use crate::decision::AbsenceCause;
+use crate::inbox::{OlderMessages, OlderRange, OlderUnavailable, Position, StoredMessage};
+use crate::message::UserId;
+use crate::telemetry::LogThrottle;
+
+/// How long a page waits for the database.
+const TIMEOUT: Duration = Duration::from_secs(3);
+/// How long the database is not asked after it could not be used: pages do not wait for it one by one.
+const PAUSE: Duration = Duration::from_secs(2);
+/// How often the reason is logged.
+const WARNING: Duration = Duration::from_secs(10);
+
+const UNAVAILABLE: OlderUnavailable =
+    OlderUnavailable("the archive cannot be read now: messages that have left the inbox are missing");
+
+/// Messages that have left their inboxes.
+#[derive(Debug)]
+pub struct ArchivedInboxes {
+    archive: Archive,
+    retention: Duration,
+    failed: Mutex<Option<Instant>>,
+    throttle: LogThrottle,
+    metrics: ReadMetrics,
+}
+
+impl ArchivedInboxes {
+    /// Those in the database of this configuration; `None` if there is no database. It connects when it
+    /// is used.
+    ///
+    /// # Errors
+    /// When the URL cannot be used.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime, if there is a database.
+    pub fn open(
+        config: &Config,
+        metrics: impl FnOnce() -> ReadMetrics,
+    ) -> Result<Option<Arc<dyn OlderMessages>>, InvalidUrl> {
+        if !config.has_database() {
+            return Ok(None);
+        }
+        Ok(Some(Arc::new(Self {
+            archive: Archive::new(config)?,
+            // Whole days are dropped.
+            retention: config.retention + DAY,
+            failed: Mutex::default(),
+            throttle: LogThrottle::new(1, WARNING),
+            metrics: metrics(),
+        })))
+    }
+
+    fn is_pausing(&self) -> bool {
+        self.failed.lock().is_some_and(|failed| failed.elapsed() < PAUSE)
+    }
+
+    fn failed(&self, why: &dyn std::fmt::Display) -> OlderUnavailable {
+        *self.failed.lock() = Some(Instant::now());
+        self.metrics.count(ReadOutcome::Failed);
+        if let Some(held_back) = self.throttle.admit() {
+            warn!(held_back, "pages end where the inboxes in redis begin: {why}");
+        }
+        UNAVAILABLE
+    }
+
+    fn stored(&self, message: ArchivedMessage) -> StoredMessage {
+        let retention_ms = i64::try_from(self.retention.as_millis()).unwrap_or(i64::MAX);
+        let expires_ms = match message.expires_ms {
+            0 => message.position.sent_ms.saturating_add(retention_ms),
+            expires_ms => expires_ms,
+        };
+        StoredMessage {
+            id: message.position.id(),
+            operation: message.operation,
+            room: (!message.room.is_empty()).then(|| message.room.into()),
+            body: message.body,
+            sent_ms: message.position.sent_ms,
+            expires_ms,
+            cause: AbsenceCause::named(&message.cause),
+        }
+    }
+}
+
+#[async_trait]
+impl OlderMessages for ArchivedInboxes {
+    async fn older(
+        &self,
+        user: &UserId,
+        range: &OlderRange,
+    ) -> Result<Vec<(Position, StoredMessage)>, OlderUnavailable> {
+        if self.is_pausing() {
+            self.metrics.count(ReadOutcome::Skipped);
+            return Err(UNAVAILABLE);
+        }
+        let rows = match tokio::time::timeout(TIMEOUT, self.archive.page(user, range)).await {
+            Ok(Ok(rows)) => rows,
+            Ok(Err(error)) => return Err(self.failed(&error)),
+            Err(_) => return Err(self.failed(&format_args!("the archive did not answer within {TIMEOUT:?}"))),
+        };
+        *self.failed.lock() = None;
+        self.metrics.count(ReadOutcome::Ok);
+        Ok(rows.into_iter().map(|(position, message)| (position, self.stored(message))).collect())
+    }
+}
