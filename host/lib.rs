@@ -20,6 +20,7 @@
 //!   │ filter ──── plugins, Redis │   policy       pass, drop, dead-letter, amend
 //!   │                            │   shared_state the state that policies of all gateways share
 //!   │ guard ───── Redis          │   guard        "only once within this time"
+//!   │ history ─── Redis          │   history      rooms whose messages are kept
 //!   │ resolve ─── Redis, plugins │   directory    room or keys -> connections (cached)
 //!   │ route                      │   router       connections -> at most one call per comet
 //!   └─────────────┬──────────────┘
@@ -43,6 +44,7 @@
 //!   process has memory for more records.
 //! - [`consumer`], [`wasm`], [`artifact`], [`shared_state`], [`directory`], [`guard`], [`comets`],
 //!   [`inbox`], [`dead_letter`], [`redrive_key`]: independent of each other.
+//! - [`history`]: the messages of a room, each once. It uses [`inbox`], whose pages its pages are.
 //! - [`archive`]: stored messages in MySQL, through a topic of its own. It uses [`consumer`], [`inbox`]
 //!   (whose pages it continues) and [`dead_letter`].
 //! - [`policy`]: which plugins are active. It uses [`wasm`], which runs them, and [`artifact`], which
@@ -94,6 +96,7 @@ pub mod consumer;
 pub mod dead_letter;
 pub mod directory;
 pub mod guard;
+pub mod history;
 pub mod inbox;
 pub mod redrive_key;
 pub mod shared_state;

@@ -43,6 +43,8 @@ label_enum! {
         SharedState = "shared-state",
         /// The policies' guards in Redis.
         Guard = "guard",
+        /// Storing messages in the history of their room.
+        History = "history",
         /// Looking up rooms and connections in Redis.
         Resolve = "resolve",
         /// Handing messages to comets whose queues are full.
@@ -62,7 +64,10 @@ impl StallStage {
     /// Whether the failing client logs an outage itself; then only a lasting one is worth a second
     /// line.
     fn client_logs_outage(self) -> bool {
-        matches!(self, Self::RedriveKey | Self::SharedState | Self::Guard | Self::Resolve | Self::Inbox)
+        matches!(
+            self,
+            Self::RedriveKey | Self::SharedState | Self::Guard | Self::History | Self::Resolve | Self::Inbox
+        )
     }
 }
 

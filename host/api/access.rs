@@ -26,7 +26,7 @@ use crate::http_server::peer::Peer;
 use crate::http_server::refusals::{RefusalReason, Refusals, shown};
 use crate::http_server::response::{discard, error_response, retry_later_response};
 use crate::http_server::token::bearer;
-use crate::message::UserId;
+use crate::message::{RoomId, UserId};
 
 /// Who sent a request, and what its token grants. An extension of every request.
 #[derive(Clone, Debug)]
@@ -42,6 +42,16 @@ impl Caller {
         }
         let name = &self.grant.name;
         Err(ApiError::Forbidden(format!("token `{name}` is limited to other users; see `[api] token_file`")))
+    }
+
+    /// Checks that the caller may read the history of this room.
+    pub(super) fn may_read_room(&self, room: &RoomId) -> Result<(), ApiError> {
+        if self.grant.covers_room(room.as_str()) {
+            return Ok(());
+        }
+        let name = &self.grant.name;
+        let why = format!("token `{name}` may not read this room; see `rooms` in `[api] token_file`");
+        Err(ApiError::Forbidden(why))
     }
 
     /// Checks that the caller may change this user's inbox.

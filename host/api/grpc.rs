@@ -15,8 +15,8 @@ use crate::api::proto::inbox::{
 };
 use crate::api::service::InboxService;
 use crate::api::view::cursor_text;
-use crate::inbox::{Cursor, DeviceId, Page, PageEntry, PageQuery, Standing};
-use crate::message::UserId;
+use crate::inbox::{self, Cursor, DeviceId, Page, PageEntry, PageQuery, Standing};
+use crate::message::{RoomId, UserId};
 
 /// Maximum size of a request, in bytes.
 const MAX_REQUEST: usize = 64 * 1024;
@@ -51,6 +51,10 @@ impl Inbox for GrpcInbox {
     async fn position(&self, request: Request<PositionRequest>) -> Result<Response<PositionReply>, Status> {
         let caller = caller(&request)?;
         let PositionRequest { owner, device } = request.into_inner();
+        if let Some(room) = room_of(&owner) {
+            let standing = self.0.history_position(&caller, &room).await?;
+            return Ok(Response::new(position_reply(&standing, &room)));
+        }
         let user = user_of(owner)?;
         let device = optional_device(&device)?;
         let standing = self.0.position(&caller, &user, device.as_ref()).await?;
@@ -60,11 +64,18 @@ impl Inbox for GrpcInbox {
     async fn read(&self, request: Request<ReadRequest>) -> Result<Response<PageReply>, Status> {
         let caller = caller(&request)?;
         let ReadRequest { owner, after, before, limit, backwards } = request.into_inner();
+        let limit = limit as usize;
+        if let Some(room) = room_of(&owner) {
+            let (after, before) = (cursor("after", &after, &room)?, cursor("before", &before, &room)?);
+            let query = PageQuery { after, before, limit, backwards, ..PageQuery::default() };
+            let page = self.0.history(&caller, &room, query).await?;
+            return Ok(Response::new(page_reply(page, &room)));
+        }
         let user = user_of(owner)?;
         let query = PageQuery {
             after: cursor("after", &after, &user)?,
             before: cursor("before", &before, &user)?,
-            limit: limit as usize,
+            limit,
             backwards,
             ..PageQuery::default()
         };
@@ -108,10 +119,18 @@ impl Inbox for GrpcInbox {
     }
 }
 
+/// The room, if the request is about one.
+fn room_of(owner: &Option<Owner>) -> Option<RoomId> {
+    match owner.as_ref()?.owner.as_ref()? {
+        owner::Owner::Room(room) if !room.is_empty() => Some(room.as_str().into()),
+        _ => None,
+    }
+}
+
 fn user_of(owner: Option<Owner>) -> Result<UserId, ApiError> {
     match owner.and_then(|owner| owner.owner) {
         Some(owner::Owner::User(user)) if !user.is_empty() => Ok(user.into()),
-        Some(owner::Owner::Room(_)) => Err(ApiError::Unsupported("this gateway keeps no history of rooms")),
+        Some(owner::Owner::Room(_)) => Err(ApiError::Unsupported("histories of rooms are read page by page")),
         Some(owner::Owner::User(_)) | None => Err(ApiError::invalid("owner", "a user is required")),
     }
 }
@@ -123,14 +142,19 @@ fn optional_device(text: &str) -> Result<Option<DeviceId>, ApiError> {
     DeviceId::new(text).map(Some).map_err(|why| ApiError::invalid("device", why))
 }
 
-fn cursor(field: &'static str, text: &str, user: &UserId) -> Result<Option<Cursor>, ApiError> {
+fn cursor<'a>(
+    field: &'static str,
+    text: &str,
+    owner: impl Into<inbox::Owner<'a>>,
+) -> Result<Option<Cursor>, ApiError> {
     if text.is_empty() {
         return Ok(None);
     }
-    Cursor::decode(text, user).map(Some).map_err(|why| ApiError::invalid(field, why))
+    Cursor::decode(text, owner).map(Some).map_err(|why| ApiError::invalid(field, why))
 }
 
-fn position_reply(standing: &Standing, user: &UserId) -> PositionReply {
+fn position_reply<'a>(standing: &Standing, owner: impl Into<inbox::Owner<'a>>) -> PositionReply {
+    let user = owner.into();
     PositionReply {
         first: cursor_text(standing.first, user),
         last: cursor_text(standing.last, user),
@@ -139,7 +163,8 @@ fn position_reply(standing: &Standing, user: &UserId) -> PositionReply {
     }
 }
 
-fn page_reply(page: Page, user: &UserId) -> PageReply {
+fn page_reply<'a>(page: Page, owner: impl Into<inbox::Owner<'a>>) -> PageReply {
+    let user = owner.into();
     let Page { entries, next, more, truncated, warning } = page;
     let entry = |entry: PageEntry| {
         let stored_ms = entry.stored_ms();

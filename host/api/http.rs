@@ -1,4 +1,4 @@
-//! The HTTP form: `/v1/inbox/{user}`, as `proto/inbox.openapi.json` describes it.
+//! The HTTP form: `/v1/inbox/{user}` and `/v1/history/{room}`, as `proto/inbox.openapi.json` describes it.
 
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
@@ -14,24 +14,26 @@ use crate::api::error::ApiError;
 use crate::api::service::{InboxService, PushRequest};
 use crate::api::view::{PageView, PositionView, ReplayedView};
 use crate::http_server::response::error_response;
-use crate::inbox::{Cursor, DeviceId, PageQuery};
-use crate::message::{ConnectionId, UserId};
+use crate::inbox::{Cursor, DeviceId, Owner, PageQuery};
+use crate::message::{ConnectionId, RoomId, UserId};
 
 /// The description of this API.
 const OPENAPI: &str = include_str!("../../proto/inbox.openapi.json");
 /// Maximum size of a request body, in bytes.
 const MAX_BODY: usize = 64 * 1024;
-/// Maximum length of a user's id, in bytes.
+/// Maximum length of a user's or room's id, in bytes.
 const LONGEST_USER: usize = 1024;
 
 /// The routes, each with its method.
-fn routes() -> [(&'static str, &'static str, MethodRouter<InboxService>); 6] {
+fn routes() -> [(&'static str, &'static str, MethodRouter<InboxService>); 8] {
     [
         ("get", "/v1/inbox/{user}", get(read)),
         ("delete", "/v1/inbox/{user}", delete(erase)),
         ("get", "/v1/inbox/{user}/position", get(position)),
         ("post", "/v1/inbox/{user}/ack", post(acknowledge)),
         ("post", "/v1/inbox/{user}/replay", post(replay)),
+        ("get", "/v1/history/{room}", get(read_history)),
+        ("get", "/v1/history/{room}/position", get(history_position)),
         ("get", "/v1/openapi.json", get(openapi)),
     ]
 }
@@ -78,6 +80,35 @@ async fn read(
     };
     let page = service.page(&caller, &user, query).await?;
     Ok(Json(PageView::new(&page, &user)).into_response())
+}
+
+async fn read_history(
+    State(service): State<InboxService>,
+    Extension(caller): Extension<Caller>,
+    Path(room): Path<String>,
+    parameters: Result<Query<ReadParameters>, QueryRejection>,
+) -> Result<Response, Response> {
+    let room = room_id(&room)?;
+    let Query(parameters) = parameters.map_err(|why| bad_request(&why.body_text()))?;
+    let query = PageQuery {
+        after: cursor("after", &parameters.after, &room)?,
+        before: cursor("before", &parameters.before, &room)?,
+        limit: parameters.limit as usize,
+        backwards: parameters.backwards,
+        ..PageQuery::default()
+    };
+    let page = service.history(&caller, &room, query).await?;
+    Ok(Json(PageView::new(&page, &room)).into_response())
+}
+
+async fn history_position(
+    State(service): State<InboxService>,
+    Extension(caller): Extension<Caller>,
+    Path(room): Path<String>,
+) -> Result<Response, Response> {
+    let room = room_id(&room)?;
+    let standing = service.history_position(&caller, &room).await?;
+    Ok(Json(PositionView::new(&standing, &room)).into_response())
 }
 
 #[derive(Deserialize)]
@@ -170,12 +201,23 @@ fn user_id(text: &str) -> Result<UserId, ApiError> {
     Ok(text.into())
 }
 
+fn room_id(text: &str) -> Result<RoomId, ApiError> {
+    if text.is_empty() || text.len() > LONGEST_USER {
+        return Err(ApiError::invalid("room", format!("a room's id has 1 to {LONGEST_USER} bytes")));
+    }
+    Ok(text.into())
+}
+
 /// A cursor; `None` if the text is empty.
-fn cursor(field: &'static str, text: &str, user: &UserId) -> Result<Option<Cursor>, ApiError> {
+fn cursor<'a>(
+    field: &'static str,
+    text: &str,
+    owner: impl Into<Owner<'a>>,
+) -> Result<Option<Cursor>, ApiError> {
     if text.is_empty() {
         return Ok(None);
     }
-    Cursor::decode(text, user).map(Some).map_err(|why| ApiError::invalid(field, why))
+    Cursor::decode(text, owner).map(Some).map_err(|why| ApiError::invalid(field, why))
 }
 
 fn device_id(text: &str) -> Result<DeviceId, ApiError> {

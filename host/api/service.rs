@@ -18,9 +18,10 @@ use tracing::info;
 use crate::api::access::Caller;
 use crate::api::error::ApiError;
 use crate::gateway::{Erased, Handle};
+use crate::history::RoomHistoryReader;
 use crate::http_server::concurrency::{Busy, ConcurrencyLimiter, LimiterConfig};
 use crate::inbox::{Cursor, DeviceId, Page, PageQuery, Standing, Unavailable};
-use crate::message::{ConnectionId, UserId};
+use crate::message::{ConnectionId, RoomId, UserId};
 use crate::replay::{ReplayError, Replayed};
 use crate::telemetry::{label_enum, latency_histogram};
 
@@ -177,6 +178,40 @@ impl InboxService {
             Ok(self.0.gateway.inbox().standing(user, device).await?)
         })
         .await
+    }
+
+    /// A page of a room's history.
+    pub(super) async fn history(
+        &self,
+        caller: &Caller,
+        room: &RoomId,
+        query: PageQuery,
+    ) -> Result<Page, ApiError> {
+        self.measured(Operation::Read, async {
+            caller.may_read_room(room)?;
+            let _permit = self.0.reads.next().await.map_err(busy)?;
+            Ok(self.histories()?.page(room, &query).await?)
+        })
+        .await
+    }
+
+    /// Where a room's history stands.
+    pub(super) async fn history_position(
+        &self,
+        caller: &Caller,
+        room: &RoomId,
+    ) -> Result<Standing, ApiError> {
+        self.measured(Operation::Position, async {
+            caller.may_read_room(room)?;
+            let _permit = self.0.reads.next().await.map_err(busy)?;
+            Ok(self.histories()?.standing(room).await?)
+        })
+        .await
+    }
+
+    fn histories(&self) -> Result<&RoomHistoryReader, ApiError> {
+        let none = "this gateway keeps no history of rooms: `[redis] url` is memory://";
+        self.0.gateway.history().ok_or(ApiError::Unsupported(none))
     }
 
     /// The device has seen everything up to the cursor.

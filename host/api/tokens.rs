@@ -10,7 +10,10 @@
 //! token = "another one, at least 16 characters"
 //! read_only = true
 //! users = ["eu-"]          # only users whose id begins like this
+//! rooms = ["im_eu_"]       # only histories of rooms whose id begins like this
 //! ```
+//!
+//! A token that is limited to users reads no history, unless it has `rooms`.
 //!
 //! See [`Reloaded`] for what a mistake in a changed file does.
 
@@ -31,6 +34,8 @@ pub(super) struct Grant {
     pub(super) read_only: bool,
     /// Prefixes of the users; empty: all.
     pub(super) users: Arc<[String]>,
+    /// Prefixes of the rooms; empty: all if `users` is empty as well, otherwise none.
+    pub(super) rooms: Arc<[String]>,
 }
 
 /// A token and what it grants.
@@ -53,7 +58,7 @@ enum InvalidTokens {
     Empty,
     #[error("token `{0}` has fewer than {SHORTEST} characters")]
     Short(String),
-    #[error("token `{0}` has an empty prefix in `users`; leave `users` out for all")]
+    #[error("token `{0}` has an empty prefix in `users` or `rooms`; leave them out for all")]
     EmptyPrefix(String),
 }
 
@@ -76,17 +81,29 @@ struct TokenEntry {
     read_only: bool,
     #[serde(default)]
     users: Vec<String>,
+    #[serde(default)]
+    rooms: Vec<String>,
 }
 
 impl Grant {
     /// Everything, for a listener without tokens.
     pub(super) fn everything() -> Self {
-        Self { name: "local".into(), read_only: false, users: Arc::default() }
+        Self { name: "local".into(), read_only: false, users: Arc::default(), rooms: Arc::default() }
     }
 
     /// Whether it covers this user.
     pub(super) fn covers(&self, user: &str) -> bool {
         self.users.is_empty() || self.users.iter().any(|prefix| user.starts_with(prefix.as_str()))
+    }
+}
+
+impl Grant {
+    /// Whether it covers the history of this room.
+    pub(super) fn covers_room(&self, room: &str) -> bool {
+        match self.rooms.is_empty() {
+            true => self.users.is_empty(),
+            false => self.rooms.iter().any(|prefix| room.starts_with(prefix.as_str())),
+        }
     }
 }
 
@@ -108,14 +125,14 @@ impl TokenTable {
             return Err(InvalidTokens::Empty);
         }
         let token = |entry: TokenEntry| {
-            let TokenEntry { name, token, read_only, users } = entry;
+            let TokenEntry { name, token, read_only, users, rooms } = entry;
             if token.trim().len() < SHORTEST {
                 return Err(InvalidTokens::Short(name));
             }
-            if users.iter().any(String::is_empty) {
+            if users.iter().chain(&rooms).any(String::is_empty) {
                 return Err(InvalidTokens::EmptyPrefix(name));
             }
-            let grant = Grant { name: name.into(), read_only, users: users.into() };
+            let grant = Grant { name: name.into(), read_only, users: users.into(), rooms: rooms.into() };
             Ok(Token { digest: TokenDigest::new(token.trim()), grant })
         };
         let tokens: Result<Vec<Token>, _> = content.token.into_iter().map(token).collect();
@@ -164,12 +181,21 @@ mod tests {
             token = "fedcba9876543210"
             read_only = true
             users = ["eu-", "uk-"]
+            [[token]]
+            name = "rooms"
+            token = "0123456789fedcba"
+            users = ["eu-"]
+            rooms = ["im_"]
         "#;
         let table = TokenTable::parse(text).expect("valid");
         let comets = table.grant(b"0123456789abcdef").expect("known");
         assert!(!comets.read_only && comets.covers("anyone"));
         let support = table.grant(b"fedcba9876543210").expect("known");
         assert!(support.read_only && support.covers("uk-7") && !support.covers("us-7"));
+        let rooms = table.grant(b"0123456789fedcba").expect("known");
+        let may_read =
+            [&comets, &support, &rooms].map(|grant| (grant.covers_room("im_1"), grant.covers_room("x")));
+        assert_eq!(may_read, [(true, true), (false, false), (true, false)]);
         assert_eq!(table.grant(b"0123456789abcde"), None);
     }
 

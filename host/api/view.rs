@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 
-use crate::inbox::{Cursor, Page, PageEntry, Standing};
+use crate::inbox::{Cursor, Owner, Page, PageEntry, Standing};
 use crate::message::{ConnectionId, RoomId, UserId};
 use crate::replay::Replayed;
 
@@ -53,15 +53,16 @@ pub(crate) struct ReplayedView<'a> {
 }
 
 /// A cursor, or the empty text for none.
-pub(crate) fn cursor_text(cursor: Option<Cursor>, user: &UserId) -> String {
-    cursor.map(|cursor| cursor.encode(user)).unwrap_or_default()
+pub(crate) fn cursor_text<'o>(cursor: Option<Cursor>, owner: impl Into<Owner<'o>>) -> String {
+    cursor.map(|cursor| cursor.encode(owner)).unwrap_or_default()
 }
 
 impl<'a> PageView<'a> {
-    pub(crate) fn new(page: &'a Page, user: &UserId) -> Self {
+    pub(crate) fn new<'o>(page: &'a Page, owner: impl Into<Owner<'o>>) -> Self {
+        let owner = owner.into();
         Self {
-            entries: page.entries.iter().map(|entry| EntryView::new(entry, user)).collect(),
-            next: cursor_text(page.next, user),
+            entries: page.entries.iter().map(|entry| EntryView::new(entry, owner)).collect(),
+            next: cursor_text(page.next, owner),
             more: page.more,
             truncated: page.truncated,
             warning: page.warning,
@@ -70,10 +71,10 @@ impl<'a> PageView<'a> {
 }
 
 impl<'a> EntryView<'a> {
-    pub(crate) fn new(entry: &'a PageEntry, user: &UserId) -> Self {
+    pub(crate) fn new(entry: &'a PageEntry, owner: Owner<'_>) -> Self {
         let message = &entry.message;
         Self {
-            cursor: Cursor::At(entry.position).encode(user),
+            cursor: Cursor::At(entry.position).encode(owner),
             id: message.id.as_str(),
             operation: message.operation,
             room: message.room.as_ref(),
@@ -87,11 +88,12 @@ impl<'a> EntryView<'a> {
 }
 
 impl PositionView {
-    pub(crate) fn new(standing: &Standing, user: &UserId) -> Self {
+    pub(crate) fn new<'o>(standing: &Standing, owner: impl Into<Owner<'o>>) -> Self {
+        let owner = owner.into();
         Self {
-            first: cursor_text(standing.first, user),
-            last: cursor_text(standing.last, user),
-            acknowledged: cursor_text(standing.acknowledged, user),
+            first: cursor_text(standing.first, owner),
+            last: cursor_text(standing.last, owner),
+            acknowledged: cursor_text(standing.acknowledged, owner),
             kept: standing.kept,
         }
     }

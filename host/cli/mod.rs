@@ -10,6 +10,7 @@ mod demo;
 mod explain;
 mod generate;
 mod health;
+mod history;
 mod inbox;
 mod message_spec;
 mod offsets;
@@ -68,6 +69,8 @@ enum Command {
     DeadLetter(dead_letter::Args),
     /// Reads, replays, acknowledges and deletes what absent users have missed.
     Inbox(inbox::Args),
+    /// Reads the messages of rooms whose history is kept.
+    History(history::Args),
     /// Archives stored messages in MySQL until SIGTERM or Ctrl-C; creates the tables.
     Archive(archive::Args),
     /// Moves the consumer group past records that cannot be read.
@@ -96,6 +99,7 @@ impl Cli {
             Command::Replay(args) => replay::run(args),
             Command::DeadLetter(args) => dead_letter::run(args),
             Command::Inbox(args) => inbox::run(args),
+            Command::History(args) => history::run(args),
             Command::Archive(args) => archive::run(args),
             Command::Offsets(args) => offsets::run(args),
             Command::Config(args) => config::run(args),

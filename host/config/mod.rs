@@ -16,7 +16,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tracing::warn;
 
-use crate::{archive, comets, inbox, kafka, pipeline, policy, redis_client, sandbox, telemetry};
+use crate::{archive, comets, history, inbox, kafka, pipeline, policy, redis_client, sandbox, telemetry};
 
 pub use active::ActiveValue;
 pub use environment::ENVIRONMENT_PREFIX;
@@ -39,6 +39,8 @@ pub struct Config {
     pub delivery: pipeline::DeliveryConfig,
     /// What happens to messages for absent users.
     pub offline: inbox::Config,
+    /// The messages of rooms, each once.
+    pub history: history::Config,
     /// Stored messages in MySQL, for longer than Redis keeps them.
     pub archive: archive::Config,
     /// The plugin directory and how it is watched.
@@ -136,6 +138,12 @@ impl Config {
         problems.extend(self.comets.validate());
         problems.extend(self.offline.validate());
         problems.extend(self.archive.validate());
+        problems.extend(self.history.validate());
+        if self.redis.is_memory() && !self.history.rooms.is_empty() {
+            problems.push(
+                "`history.rooms` needs Redis: `redis.url` is memory://, which keeps no history".to_owned(),
+            );
+        }
         problems.extend(self.policies.validate());
         problems.extend(self.admin.validate());
         problems.extend(self.api.validate());

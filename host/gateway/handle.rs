@@ -15,6 +15,7 @@ use crate::consumer;
 use crate::directory::CachedAge;
 use crate::gateway::archiver::ArchiverStatus;
 use crate::gateway::erasure::{EraseError, Erased, Erasure};
+use crate::history::RoomHistoryReader;
 use crate::inbox::{InboxReader, PageQuery};
 use crate::memory_guard;
 use crate::message::{ConnectionId, RoomId, UserId};
@@ -43,6 +44,7 @@ pub struct Handle {
     pub(super) readiness: ReadinessMetrics,
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) inbox: Arc<dyn InboxReader>,
+    pub(super) history: Option<RoomHistoryReader>,
     pub(super) erasure: Erasure,
     pub(super) kafka: consumer::Health,
     pub(super) memory: memory_guard::MemoryReport,
@@ -136,6 +138,11 @@ impl Handle {
     /// The inboxes of absent users.
     pub fn inbox(&self) -> &dyn InboxReader {
         &*self.inbox
+    }
+
+    /// The histories of rooms; `None` without Redis.
+    pub fn history(&self) -> Option<&RoomHistoryReader> {
+        self.history.as_ref()
     }
 
     /// Erases what is stored for a user.

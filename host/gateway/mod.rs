@@ -21,6 +21,7 @@ use crate::comets::Fleet;
 use crate::config::Config;
 use crate::consumer::{self, Consumer, ConsumerLimits, StopOutcome};
 use crate::dead_letter::{self, DeadLetters};
+use crate::history::{self, RedisRoomHistory, RoomHistoryReader};
 use crate::inbox::{InboxQueue, Notifier};
 use crate::kafka::Producer;
 use crate::panics;
@@ -120,6 +121,7 @@ impl Gateway {
             registry: Arc::new(registry),
             pipeline,
             inbox: Arc::clone(&storage.inbox_reader),
+            history: storage.redis.clone().map(|client| RoomHistoryReader::new(client, &config.history)),
             erasure: Erasure::new(config)?,
             kafka: consumer.health(),
             memory: consumer.memory(),
@@ -243,6 +245,10 @@ fn build_pipeline(
             ArchiveTopic::new(producer.clone(), &config.archive.topic, metrics)
         }),
         notifier: Notifier::new(producer, config.offline.notify_topic.clone()),
+        history: storage.redis.clone().map(|client| {
+            RedisRoomHistory::new(client, &config.history, history::Metrics::register(registry))
+        }),
+        history_config: config.history.clone(),
         offline: config.offline.clone(),
         dead_letters: DeadLetters::start(&config.kafka, dead_letter::Metrics::register(registry))?,
         max_batch: config.delivery.max_batch,

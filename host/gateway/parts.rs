@@ -125,7 +125,9 @@ fn redis_client(
 /// Whether messages will need to write to Redis: inboxes do, and guards and shared state of
 /// policies may.
 pub fn writes_to_redis(config: &Config, plugins: &[PluginConfig]) -> bool {
-    config.offline.default == inbox::DefaultDisposition::Store || !plugins.is_empty()
+    config.offline.default == inbox::DefaultDisposition::Store
+        || !config.history.rooms.is_empty()
+        || !plugins.is_empty()
 }
 
 /// The fleet, with this store of the comets that all gateways know.

@@ -14,7 +14,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::{Buf as _, BufMut as _};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::message::UserId;
+use crate::message::{RoomId, UserId};
 
 /// The place of an entry: the milliseconds since 1970 when it was stored, and its number among those of
 /// that millisecond. The id of the entry in a Redis stream.
@@ -58,6 +58,27 @@ impl fmt::Display for Position {
     }
 }
 
+/// Whose entries a cursor speaks of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner<'a> {
+    /// A user's inbox.
+    User(&'a UserId),
+    /// A room's history.
+    Room(&'a RoomId),
+}
+
+impl<'a> From<&'a UserId> for Owner<'a> {
+    fn from(user: &'a UserId) -> Self {
+        Self::User(user)
+    }
+}
+
+impl<'a> From<&'a RoomId> for Owner<'a> {
+    fn from(room: &'a RoomId) -> Self {
+        Self::Room(room)
+    }
+}
+
 /// A place between entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cursor {
@@ -92,7 +113,7 @@ impl Cursor {
     }
 
     /// The text for clients.
-    pub fn encode(self, owner: &UserId) -> String {
+    pub fn encode<'a>(self, owner: impl Into<Owner<'a>>) -> String {
         let kind = match self {
             Self::At(_) => AT,
             Self::Before(_) => BEFORE,
@@ -100,7 +121,7 @@ impl Cursor {
         let Position { ms, number } = self.position();
         let mut bytes = Vec::with_capacity(BYTES);
         bytes.put_u8(kind);
-        bytes.put_u32(owner_digest(owner));
+        bytes.put_u32(owner_digest(owner.into()));
         bytes.put_u64(ms);
         bytes.put_u64(number);
         let checksum = checksum(&bytes);
@@ -112,7 +133,7 @@ impl Cursor {
     ///
     /// # Errors
     /// If it is not a cursor of this owner.
-    pub fn decode(text: &str, owner: &UserId) -> Result<Self, CursorError> {
+    pub fn decode<'a>(text: &str, owner: impl Into<Owner<'a>>) -> Result<Self, CursorError> {
         let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| CursorError::Malformed)?;
         if bytes.len() != BYTES || checksum(&bytes[..CHECKED]) != bytes[CHECKED..] {
             return Err(CursorError::Malformed);
@@ -121,7 +142,7 @@ impl Cursor {
         let (kind, digest) = (rest.get_u8(), rest.get_u32());
         let position = Position { ms: rest.get_u64(), number: rest.get_u64() };
         match kind {
-            _ if digest != owner_digest(owner) => Err(CursorError::Foreign),
+            _ if digest != owner_digest(owner.into()) => Err(CursorError::Foreign),
             AT => Ok(Self::At(position)),
             BEFORE => Ok(Self::Before(position)),
             _ => Err(CursorError::Malformed),
@@ -129,8 +150,12 @@ impl Cursor {
     }
 }
 
-fn owner_digest(owner: &UserId) -> u32 {
-    xxh3_64(format!("user {owner}").as_bytes()) as u32
+fn owner_digest(owner: Owner<'_>) -> u32 {
+    let name = match owner {
+        Owner::User(user) => format!("user {user}"),
+        Owner::Room(room) => format!("room {room}"),
+    };
+    xxh3_64(name.as_bytes()) as u32
 }
 
 fn checksum(bytes: &[u8]) -> [u8; 3] {
@@ -154,6 +179,7 @@ mod tests {
             prop_assert_eq!(text.len(), 32);
             prop_assert_eq!(Cursor::decode(&text, &ann), Ok(cursor));
             prop_assert_eq!(Cursor::decode(&text, &bob), Err(CursorError::Foreign));
+            prop_assert_eq!(Cursor::decode(&text, &RoomId::from("ann")), Err(CursorError::Foreign));
             prop_assert_eq!(Cursor::decode(&text[..cut], &ann), Err(CursorError::Malformed));
             let mut mistyped = text.into_bytes();
             mistyped[cut] = if mistyped[cut] == b'x' { b'y' } else { b'x' };
@@ -163,7 +189,7 @@ mod tests {
 
         #[test]
         fn no_text_panics(text in ".{0,64}") {
-            prop_assert!(Cursor::decode(&text, &"ann".into()).is_err());
+            prop_assert!(Cursor::decode(&text, &UserId::from("ann")).is_err());
         }
     }
 }

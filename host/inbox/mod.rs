@@ -45,7 +45,7 @@ use crate::message::{ConnectionId, Message, MessageId, RoomId, UserId};
 pub use crate::redis_client::{KeyEvents, Unavailable};
 use crate::schema;
 use crate::telemetry::metrics;
-pub use cursor::{Cursor, CursorError, Position};
+pub use cursor::{Cursor, CursorError, Owner, Position};
 pub use memory::{MemoryInbox, OnlineUsers};
 pub use notifier::Notifier;
 pub use older::{OlderMessages, OlderRange, OlderUnavailable};
@@ -393,6 +393,6 @@ fn returned(
 }
 
 /// Milliseconds since 1970-01-01 UTC.
-fn now_ms() -> i64 {
+pub(crate) fn now_ms() -> i64 {
     crate::time::to_record_ms(std::time::SystemTime::now())
 }

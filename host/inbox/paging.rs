@@ -191,7 +191,17 @@ impl Paging {
     }
 
     /// The page. `is_trimmed`: whether entries before the stream's oldest have been dropped.
-    pub(super) fn finish(mut self, is_trimmed: bool) -> Page {
+    pub(super) fn finish(self, is_trimmed: bool) -> Page {
+        let is_next_an_entry = self.query.backwards && self.has_older;
+        let mut page = self.build(is_trimmed);
+        // The next page looks for the message there in the other store: not one that has expired.
+        if let Some(last) = page.entries.last().filter(|_| is_next_an_entry) {
+            page.next = Some(Cursor::At(last.position));
+        }
+        page
+    }
+
+    fn build(mut self, is_trimmed: bool) -> Page {
         let Older { is_asked, failure, is_read, has_seam, rows, has_message, took_overdue, .. } = self.older;
         if took_overdue && (failure.is_some() || !is_asked) {
             self.page.note_expired();
@@ -201,6 +211,8 @@ impl Paging {
             page.warning = failure.map(|failure| failure.0);
             return page;
         }
+        // Backward, the seam comes first: what follows it there shows that something has left the stream.
+        let has_gap = self.query.backwards && rows > 0 && has_message && !has_seam;
         let is_behind = is_read && has_message && !has_seam;
         let was_trimmed = is_trimmed || took_overdue;
         match self.query.after {
@@ -209,7 +221,8 @@ impl Paging {
             _ => {}
         }
         let mut page = self.page.finish(false);
-        if is_behind && page.truncated {
+        page.truncated |= has_gap;
+        if (is_behind || has_gap) && page.truncated {
             page.warning = Some(BEHIND);
         }
         page

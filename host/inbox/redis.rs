@@ -234,9 +234,12 @@ impl Inbox for RedisInbox {
     }
 }
 
+/// The first part of a stream's key, after the prefix.
+pub(super) const STREAM: &str = "inbox:";
+
 /// The stream of a user.
 pub(super) fn stream_key(client: &RedisClient, user: &UserId) -> String {
-    format!("{}inbox:{user}", client.prefix())
+    format!("{}{STREAM}{user}", client.prefix())
 }
 
 /// The position of an entry's append among the commands, and whether it is the user's first.

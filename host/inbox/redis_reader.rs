@@ -19,7 +19,7 @@ use super::older::OlderMessages;
 use super::page::{DeviceId, Page, PageQuery, Standing};
 use super::paging::{Paging, Step, StreamEntry, StreamRange};
 use super::reader::InboxReader;
-use super::redis::{fields, stream_key};
+use super::redis::{STREAM, fields};
 use super::{Config, Mode, Unavailable, now_ms};
 use crate::message::UserId;
 use crate::redis_client::{RedisClient, Refusal, elements, is_too_large, refusal, text};
@@ -43,6 +43,8 @@ pub struct RedisInboxReader {
     retention: Duration,
     mode: Mode,
     older: Option<Arc<dyn OlderMessages>>,
+    /// The first part of a stream's key, after the prefix.
+    streams: &'static str,
 }
 
 /// The entries of one reply, in order.
@@ -54,13 +56,23 @@ struct Chunk {
 impl RedisInboxReader {
     /// A reader through this client.
     pub fn new(client: RedisClient, config: &Config) -> Self {
-        Self { client, retention: config.retention, mode: config.mode, older: None }
+        Self { client, retention: config.retention, mode: config.mode, older: None, streams: STREAM }
     }
 
     /// Continues pages with what is kept for longer elsewhere.
     #[must_use]
     pub fn continued_by(self, older: Option<Arc<dyn OlderMessages>>) -> Self {
         Self { older, ..self }
+    }
+
+    /// Reads other streams of the same form.
+    #[must_use]
+    pub(crate) fn of_streams(self, streams: &'static str) -> Self {
+        Self { streams, ..self }
+    }
+
+    fn key(&self, user: &UserId) -> String {
+        format!("{}{}{user}", self.client.prefix(), self.streams)
     }
 
     fn positions_key(&self, user: &UserId) -> String {
@@ -129,7 +141,7 @@ impl RedisInboxReader {
         let reply = self.run(ACKNOWLEDGE, vec![lowest]).await?.pop().unwrap_or_default();
         let Some(position) = elements(reply).into_iter().nth(1).and_then(of_score) else { return Ok(()) };
         let mut trim = redis::cmd("XTRIM");
-        trim.arg(stream_key(&self.client, user)).arg("MINID").arg("=").arg(position.to_string());
+        trim.arg(self.key(user)).arg("MINID").arg("=").arg(position.to_string());
         self.run(ACKNOWLEDGE, vec![trim]).await.map(drop)
     }
 }
@@ -150,7 +162,7 @@ fn range_command(key: &str, range: &StreamRange, count: usize) -> Cmd {
 #[async_trait]
 impl InboxReader for RedisInboxReader {
     async fn page(&self, user: &UserId, query: &PageQuery) -> Result<Page, Unavailable> {
-        let key = stream_key(&self.client, user);
+        let key = self.key(user);
         let retention_ms = i64::try_from(self.retention.as_millis()).unwrap_or(i64::MAX);
         let older = self.older.as_deref().filter(|_| !query.only_recent);
         let mut paging = Paging::new(*query, now_ms(), retention_ms, older.is_some());
@@ -172,7 +184,7 @@ impl InboxReader for RedisInboxReader {
     }
 
     async fn standing(&self, user: &UserId, device: Option<&DeviceId>) -> Result<Standing, Unavailable> {
-        let key = stream_key(&self.client, user);
+        let key = self.key(user);
         let one =
             |backwards| range_command(&key, &StreamRange { low: None, high: None, count: 1, backwards }, 1);
         let mut commands = vec![one(false), one(true)];
@@ -217,7 +229,7 @@ impl InboxReader for RedisInboxReader {
     }
 
     async fn erase(&self, user: &UserId) -> Result<u64, Unavailable> {
-        let (stream, positions) = (stream_key(&self.client, user), self.positions_key(user));
+        let (stream, positions) = (self.key(user), self.positions_key(user));
         let length = redis::cmd("XLEN").arg(&stream).to_owned();
         let erase = |key: &str| redis::cmd("UNLINK").arg(key).to_owned();
         let replies = self.run(ERASE, vec![length, erase(&stream), erase(&positions)]).await?;

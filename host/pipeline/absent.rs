@@ -14,11 +14,13 @@ use futures_util::stream::FuturesUnordered;
 
 use crate::dead_letter::{DeadLetterReason, Stage};
 use crate::decision::{AbsenceCause, AbsentRecipient, Disposition, Effect, TrailEntry};
+use crate::history::InboxCopy;
 use crate::inbox::{InboxEntry, StoreResult};
 use crate::message::{Message, UserId};
 use crate::pipeline::delivery_task::DeliveryTask;
 use crate::pipeline::key_order::{Output, OutputReleaser};
 use crate::pipeline::metrics::TimedStage;
+use crate::pipeline::parts::Pipeline;
 use crate::pipeline::retry::{Cancelled, retry_until_cancelled, wait_while_held};
 use crate::router;
 use crate::stalls::StallStage;
@@ -69,7 +71,15 @@ impl DeliveryTask {
         let Some(message) = self.trace.message.clone().map(Arc::new) else { return Ok(None) };
         let decided = self.decide(&message, &absent[..decided_for]).await?;
         let config = &self.pipeline.offline;
+        let is_in_history = self.is_read_in_the_history(&message);
+        let stays_in_history = |at: usize| {
+            let decided = || config.disposition_of(&absent[at], decided.get(at).cloned().flatten());
+            is_in_history && at < decided_for && matches!(decided(), Disposition::Store { .. })
+        };
         let fate = |at: usize| {
+            if stays_in_history(at) {
+                return Disposition::Drop;
+            }
             if at >= decided_for {
                 return Disposition::Store { retention: None };
             }
@@ -94,6 +104,7 @@ impl DeliveryTask {
             let (mut store, mut notify) = (Vec::new(), Vec::new());
             for at in first..absent.len().min(first + OUTPUT_CHUNK) {
                 match fate(at) {
+                    Disposition::Drop if stays_in_history(at) => self.trace.counts.stored += 1,
                     Disposition::Drop => self.trace.counts.dropped += 1,
                     Disposition::Store { retention } if may_store => store.push((at, retention)),
                     Disposition::Store { .. } => {}
@@ -112,6 +123,14 @@ impl DeliveryTask {
         self.trace.counts.failed += failed.users.len();
         self.pipeline.metrics.stage(TimedStage::Offline, since);
         Ok(failed.into_reason(absent.len()))
+    }
+
+    /// Whether absent users find a message in the history of its room, and get no copy.
+    fn is_read_in_the_history(&self, message: &Message) -> bool {
+        let retention = self.trace.retention;
+        let Pipeline { history, history_config, .. } = &*self.pipeline;
+        let is_kept = history.is_some() && retention.history && message.room().is_some();
+        is_kept && !retention.inbox && history_config.inbox == InboxCopy::None
     }
 
     /// Stores and archives a message for the recipients at these indexes, each with the retention that a

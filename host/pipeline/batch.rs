@@ -23,6 +23,7 @@ use crate::pipeline::chain::BatchChain;
 use crate::pipeline::claims;
 use crate::pipeline::delivery_task::{DeliveryTask, StageOutcome};
 use crate::pipeline::dispatch::Dispatcher;
+use crate::pipeline::history::PartitionHistory;
 use crate::pipeline::in_flight::{InFlightMessage, Settler};
 use crate::pipeline::key_order::KeyOrder;
 use crate::pipeline::metrics::TimedStage;
@@ -57,6 +58,7 @@ pub(super) struct PartitionWorker {
     /// The offset of the first record of the batch.
     offset: Option<i64>,
     order: KeyOrder,
+    history: PartitionHistory,
 }
 
 /// The reason of a dead letter for a BROADCAST while no comet is known.
@@ -99,6 +101,7 @@ impl PartitionWorker {
             started: Instant::now(),
             offset: None,
             order: KeyOrder::default(),
+            history: PartitionHistory::default(),
         }
     }
 
@@ -118,6 +121,8 @@ impl PartitionWorker {
         let filtered = self.filter(messages).await?;
         let (passed, guards) = self.sort(filtered, pending);
         let passed = self.guard(passed, guards).await?;
+        let kept = passed.iter().filter(|passed| passed.retention.history).map(|passed| &passed.message);
+        self.history.keep(&self.pipeline, kept, self.hold()).await?;
         let resolved = self.resolve(&passed).await?;
         self.dispatch(passed, resolved).await
     }
@@ -220,7 +225,10 @@ impl PartitionWorker {
             match verdict {
                 Verdict::Pass => {
                     guards.extend(wanted.into_iter().map(|guard| (passed.len(), guard)));
-                    let retention = retention.and(self.pipeline.offline.retention_of(&message));
+                    let Pipeline { offline, history_config, .. } = &*self.pipeline;
+                    let configured =
+                        offline.retention_of(&message).and(history_config.retention_of(&message));
+                    let retention = retention.and(configured);
                     passed.push(PassedMessage { message, overrides, retention, trail, pending });
                 }
                 Verdict::Drop { reason, by } => {

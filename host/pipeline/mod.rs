@@ -35,6 +35,7 @@ mod dispatch;
 mod explain;
 mod failed_comets;
 mod hand_over;
+mod history;
 mod in_flight;
 mod key_order;
 mod metrics;

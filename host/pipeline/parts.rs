@@ -7,6 +7,7 @@ use crate::archive::ArchiveTopic;
 use crate::comets::Fleet;
 use crate::dead_letter::DeadLetters;
 use crate::guard::Guards;
+use crate::history::{self, RedisRoomHistory};
 use crate::inbox::{self, InboxQueue, Notifier};
 use crate::pipeline::absent_budget::AbsentBudget;
 use crate::pipeline::metrics::Metrics;
@@ -36,6 +37,10 @@ pub struct Pipeline {
     pub notifier: Notifier,
     /// Keeps stored messages for longer than inboxes, if that is configured.
     pub archive: Option<ArchiveTopic>,
+    /// Keeps the messages of rooms; `None` without Redis.
+    pub history: Option<RedisRoomHistory>,
+    /// The rooms whose messages are kept, and what inboxes get of them.
+    pub history_config: history::Config,
     /// What happens for absent recipients when no policy decides.
     pub offline: inbox::Config,
     /// Writes dead letters.

@@ -81,7 +81,10 @@ async fn a_comet_reads_replays_and_acknowledges() {
         assert!(refused.code() == Code::InvalidArgument && refused.message().contains(said), "{refused:?}");
     }
     let room = Some(Owner { owner: Some(owner::Owner::Room("lobby".into())) });
-    let refused = inbox.read(ReadRequest { owner: room, ..read }).await.expect_err("no history");
+    let history = inbox.read(ReadRequest { owner: room.clone(), ..read }).await.expect("a page").into_inner();
+    assert_eq!((history.entries.len(), history.more, history.truncated), (0, false, false));
+    let replay = ReplayRequest { owner: room, ..ReplayRequest::default() };
+    let refused = inbox.replay(replay).await.expect_err("users are replayed to");
     assert_eq!(refused.code(), Code::Unimplemented);
 }
 

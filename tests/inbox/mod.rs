@@ -4,6 +4,7 @@ mod access;
 mod commands;
 mod grpc;
 mod hand_over;
+mod history;
 mod http;
 mod on_return;
 mod returning;

@@ -47,6 +47,7 @@ pub(super) const ALLOWED_DEPENDENCIES: &[(&str, &[&str])] = &[
     ("shared_state", &["decision", "redis_client"]),
     ("comets", &["message", "redis_client"]),
     ("inbox", &["message", "decision", "kafka", "redis_client"]),
+    ("history", &["message", "decision", "inbox", "redis_client"]),
     ("dead_letter", &["message", "decision", "kafka"]),
     ("archive", &["message", "offsets", "decision", "kafka", "consumer", "inbox", "dead_letter"]),
     ("router", &["message", "membership", "decision"]),
@@ -64,6 +65,7 @@ pub(super) const ALLOWED_DEPENDENCIES: &[(&str, &[&str])] = &[
             "shared_state",
             "comets",
             "inbox",
+            "history",
             "archive",
             "dead_letter",
             "redrive_key",
@@ -71,7 +73,10 @@ pub(super) const ALLOWED_DEPENDENCIES: &[(&str, &[&str])] = &[
             "memory_guard",
         ],
     ),
-    ("config", &["kafka", "redis_client", "pipeline", "comets", "inbox", "archive", "policy", "sandbox"]),
+    (
+        "config",
+        &["kafka", "redis_client", "pipeline", "comets", "inbox", "history", "archive", "policy", "sandbox"],
+    ),
     (
         "gateway",
         &[
@@ -88,6 +93,7 @@ pub(super) const ALLOWED_DEPENDENCIES: &[(&str, &[&str])] = &[
             "shared_state",
             "comets",
             "inbox",
+            "history",
             "archive",
             "dead_letter",
             "redrive_key",
@@ -115,7 +121,7 @@ pub(super) const ALLOWED_DEPENDENCIES: &[(&str, &[&str])] = &[
     ),
     ("replay", &["message", "inbox", "pipeline"]),
     ("http_server", &[]),
-    ("api", &["message", "inbox", "config", "replay", "gateway", "http_server"]),
+    ("api", &["message", "inbox", "history", "config", "replay", "gateway", "http_server"]),
     ("admin", &["message", "policy", "router", "config", "gateway", "http_server"]),
     (
         "cli",
@@ -132,6 +138,7 @@ pub(super) const ALLOWED_DEPENDENCIES: &[(&str, &[&str])] = &[
             "guard",
             "comets",
             "inbox",
+            "history",
             "dead_letter",
             "redrive_key",
             "consumer",
@@ -201,7 +208,10 @@ pub(super) const PARTS_OF_POLICY: &[(&str, &[&str])] = &[
 /// Crates whose types are confined to these modules.
 pub(super) const CONFINED_CRATES: &[(&str, &[&str])] = &[
     ("rdkafka", &["kafka", "consumer", "dead_letter"]),
-    ("redis", &["redis_client", "redrive_key", "directory", "guard", "shared_state", "inbox", "comets"]),
+    (
+        "redis",
+        &["redis_client", "redrive_key", "directory", "guard", "shared_state", "inbox", "history", "comets"],
+    ),
     ("wasmtime", &["wasm"]),
     ("wasmtime_wasi", &["wasm"]),
     ("wit_component", &["wasm"]),

@@ -1,0 +1,110 @@
+//! The history of rooms: each message once, for rooms that ask for it by configuration or by a policy.
+//!
+//! [`RedisRoomHistory`] appends messages after filtering and before their recipients are looked up: who
+//! registers later and reads the history then, misses nothing. [`RoomHistoryReader`] reads pages, like those
+//! of inboxes.
+//!
+//! Promises: a message is delivered only after the history has it. A record that is delivered again is not
+//! stored again: see `lookback`. The module does not know how a policy decides.
+
+mod lookback;
+mod redis;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use crate::decision::Retention;
+use crate::message::Message;
+pub use crate::redis_client::Unavailable;
+use crate::telemetry::metrics;
+pub use redis::{HistoryProgress, RedisRoomHistory, RoomHistoryReader};
+
+use prometheus_client::metrics::counter::Counter;
+
+/// The `[history]` section.
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Rooms whose messages are kept: their ids, or how these begin, with a `*` at the end. Policies may
+    /// keep messages of other rooms.
+    pub rooms: Vec<String>,
+    /// How long messages are kept.
+    #[serde(with = "humantime_serde")]
+    pub retention: Duration,
+    /// Maximum number of messages per room; the oldest are dropped.
+    pub max_per_room: usize,
+    /// What the inboxes of absent users get of a message that is in the history: `copy`, or `none`.
+    pub inbox: InboxCopy,
+}
+
+/// What the inboxes of absent users get of a message that is in the history.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InboxCopy {
+    /// The message, as of other rooms.
+    #[default]
+    Copy,
+    /// Nothing: users read the history of their rooms when they return.
+    None,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            rooms: Vec::new(),
+            retention: Duration::from_secs(7 * 24 * 3600),
+            max_per_room: 1000,
+            inbox: InboxCopy::Copy,
+        }
+    }
+}
+
+impl Config {
+    /// Mistakes in the values, one sentence each.
+    pub fn validate(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        for room in &self.rooms {
+            let begin = room.strip_suffix('*').unwrap_or(room);
+            if room.is_empty() || begin.contains('*') {
+                problems.push(format!(
+                    "`history.rooms` contains `{room}`; expected a room's id, or how ids begin and a `*` at the end"
+                ));
+            }
+        }
+        if self.retention.is_zero() {
+            problems.push("`history.retention` is zero; leave `rooms` empty to keep nothing".to_owned());
+        }
+        if self.max_per_room == 0 {
+            problems.push("`history.max_per_room` is 0; leave `rooms` empty to keep nothing".to_owned());
+        }
+        problems
+    }
+
+    /// Where a message is kept by configuration.
+    pub fn retention_of(&self, message: &Message) -> Retention {
+        let history = message.room().is_some_and(|room| self.covers(room.as_str()));
+        Retention { history, ..Retention::default() }
+    }
+
+    fn covers(&self, room: &str) -> bool {
+        let matches = |pattern: &String| match pattern.strip_suffix('*') {
+            Some(begin) => room.starts_with(begin),
+            None => room == pattern,
+        };
+        self.rooms.iter().any(matches)
+    }
+}
+
+metrics! {
+    /// Metrics of the histories.
+    #[derive(Clone, Debug)]
+    pub struct Metrics {
+        /// Messages stored in the history of their room.
+        stored: Counter = "halley_history_stored";
+        /// Messages that the history had already: their records were delivered again.
+        repeated: Counter = "halley_history_repeated";
+        /// Messages that the history can never take, because its key in Redis is not a stream.
+        not_stored: Counter = "halley_history_not_stored";
+    }
+}
