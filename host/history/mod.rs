@@ -17,13 +17,14 @@ use std::time::Duration;
 use crate::decision::Retention;
 use crate::message::Message;
 pub use crate::redis_client::Unavailable;
+use crate::schema;
 use crate::telemetry::metrics;
 pub use redis::{HistoryProgress, RedisRoomHistory, RoomHistoryReader};
 
 use prometheus_client::metrics::counter::Counter;
 
 /// The `[history]` section.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Rooms whose messages are kept: their ids, or how these begin, with a `*` at the end. Policies may
@@ -31,6 +32,7 @@ pub struct Config {
     pub rooms: Vec<String>,
     /// How long messages are kept.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
     pub retention: Duration,
     /// Maximum number of messages per room; the oldest are dropped.
     pub max_per_room: usize,
@@ -39,7 +41,9 @@ pub struct Config {
 }
 
 /// What the inboxes of absent users get of a message that is in the history.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum InboxCopy {
     /// The message, as of other rooms.

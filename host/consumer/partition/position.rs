@@ -112,7 +112,7 @@ impl Partition {
     /// the log's range.
     pub(crate) fn lag_duration(&self, now: Instant, now_ms: i64) -> Option<Duration> {
         let is_in_hand = self.offsets.window() > 0;
-        let waiting = self.waiting.front().and_then(|record| record.timestamp_ms);
+        let waiting = self.waiting.front().and_then(|(record, _)| record.timestamp_ms);
         let written = if is_in_hand { self.offsets.first_timestamp_ms() } else { waiting };
         let age = written.filter(|written| *written >= 0).map(|written| now_ms.saturating_sub(written));
         let age = Duration::from_millis(age.and_then(|age| u64::try_from(age).ok()).unwrap_or(0));
