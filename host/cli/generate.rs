@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use clap::CommandFactory as _;
+use clap::Command;
 
-use crate::cli::{Cli, EXIT_SUCCESS, OrUsage as _, print, print_styled};
+use crate::cli::{EXIT_SUCCESS, OrUsage as _, print, print_styled};
 
 /// Arguments of `halley completions`.
 #[derive(Debug, clap::Args)]
@@ -23,18 +23,20 @@ pub(super) struct ManArgs {
     directory: PathBuf,
 }
 
-pub(super) fn completions(args: &CompletionsArgs) -> anyhow::Result<u8> {
+/// `halley` is the whole command line.
+pub(super) fn completions(args: &CompletionsArgs, mut halley: Command) -> anyhow::Result<u8> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "halley", &mut script);
+    clap_complete::generate(args.shell, &mut halley, "halley", &mut script);
     print_styled(String::from_utf8(script)?.trim_end());
     Ok(EXIT_SUCCESS)
 }
 
-pub(super) fn man(args: &ManArgs) -> anyhow::Result<u8> {
+/// `halley` is the whole command line.
+pub(super) fn man(args: &ManArgs, halley: Command) -> anyhow::Result<u8> {
     let directory = &args.directory;
     let cannot = || format!("cannot write to {}", directory.display());
     std::fs::create_dir_all(directory).with_context(cannot).or_usage()?;
-    clap_mangen::generate_to(Cli::command(), directory).with_context(cannot)?;
+    clap_mangen::generate_to(halley, directory).with_context(cannot)?;
     print(&format!("{}: halley.1 and a page for each command", directory.display()));
     Ok(EXIT_SUCCESS)
 }

@@ -26,7 +26,7 @@ pub(crate) use dead_letter::fuzzing::check as check_dead_letter;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use common::{ConfigArgs, LARGEST_INPUT, OrUsage, block_on, plugin_name_of, runtime, usage};
 pub use common::{EXIT_FAILURE, EXIT_SUCCESS, EXIT_USAGE};
@@ -103,8 +103,8 @@ impl Cli {
             Command::Archive(args) => archive::run(args),
             Command::Offsets(args) => offsets::run(args),
             Command::Config(args) => config::run(args),
-            Command::Completions(args) => generate::completions(&args),
-            Command::Man(args) => generate::man(&args),
+            Command::Completions(args) => generate::completions(&args, Self::command()),
+            Command::Man(args) => generate::man(&args, Self::command()),
             Command::CompilePlugin(args) => compile_plugin::run(args),
         };
         let code = done.unwrap_or_else(|error| {

@@ -97,22 +97,6 @@ impl Config {
         policy::PolicySources { files: Box::new(files), debounce, rescan_interval, reload }
     }
 
-    /// The keys whose values differ.
-    fn differences(&self, other: &Self) -> Vec<String> {
-        let values = |config: &Self| config.active_values(None).unwrap_or_default();
-        let (before, after) = (values(self), values(other));
-        let differs = |(value, others): (&ActiveValue, &[ActiveValue])| {
-            let same = |other: &ActiveValue| other.key == value.key && other.value == value.value;
-            (!others.iter().any(same)).then(|| value.key.join("."))
-        };
-        let changed = after.iter().map(|value| (value, before.as_slice()));
-        let mut keys: Vec<_> =
-            changed.chain(before.iter().map(|value| (value, after.as_slice()))).filter_map(differs).collect();
-        keys.sort();
-        keys.dedup();
-        keys
-    }
-
     fn without_policies(&self) -> Self {
         let policies = policy::PoliciesConfig { directory: None, ..self.policies.clone() };
         Self { plugin: Vec::new(), policies, ..self.clone() }

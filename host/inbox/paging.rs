@@ -275,7 +275,10 @@ impl Paging {
                 self.older.took_overdue = true;
                 return self.ask();
             }
-            (self.older.seam, self.older.seam_message) = (Some(position), self.page.live_id(&message));
+            // Of an expired message nobody knows whether the other store should have it.
+            if let Some(id) = self.page.live_id(&message) {
+                (self.older.seam, self.older.seam_message) = (Some(position), Some(id));
+            }
             if !self.page.push(position, message) {
                 self.next = Phase::Done;
                 return;

@@ -223,7 +223,7 @@ pub(super) const CONFINED_CRATES: &[(&str, &[&str])] = &[
     ("ed25519_dalek", &["artifact"]),
     ("tonic", &["comets", "api", "cli"]),
     ("axum", &["admin", "api", "http_server"]),
-    ("openssl", &["http_server"]),
+    ("openssl", &["http_server", "comets"]),
     ("tonic_reflection", &["api"]),
     ("landlock", &["sandbox"]),
     ("hyper", &["http_server"]),
