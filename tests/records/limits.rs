@@ -93,9 +93,10 @@ async fn near_the_memory_limit_admission_pauses_and_resumes() {
     const RECORDS: usize = 100;
     let comet = FakeComet::start().await;
     let topic = kafka().topic("short-memory", 1).await;
+    // An unoptimised binary occupies 50 MiB by itself, most of it its own file.
     let settings = gateway(&topic)
         .node(&comet)
-        .set("delivery", "memory_limit", quoted("64MiB"))
+        .set("delivery", "memory_limit", quoted("80MiB"))
         .set("delivery", "request_timeout", quoted("2s"))
         .set("delivery", "delivery_timeout", quoted("120s"))
         .set("comets", "breaker_window", quoted("120s"));
