@@ -7,6 +7,7 @@ use std::sync::Arc;
 use openssl::ssl::{AlpnError, Ssl, SslAcceptor, SslMethod, SslVerifyMode, select_next_proto};
 use openssl::x509::store::X509StoreBuilder;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 use tokio_openssl::SslStream;
 
 use crate::support::certificates::{Certificate, EXPIRED, VALID};
@@ -18,8 +19,13 @@ use crate::support::{PATIENCE, eventually, folder};
 /// The name in the comets' certificates.
 const COMET: &str = "comet.example";
 
-/// Speaks TLS in front of a comet, as an operator's proxy would. Ends with the test's runtime.
-async fn in_front_of(comet: &FakeComet, own: &Certificate, clients: Option<&Certificate>) -> SocketAddr {
+/// Speaks TLS in front of a comet, as an operator's proxy would.
+struct TlsProxy {
+    address: SocketAddr,
+    _serving: JoinSet<()>,
+}
+
+async fn in_front_of(comet: &FakeComet, own: &Certificate, clients: Option<&Certificate>) -> TlsProxy {
     let mut builder = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server()).expect("TLS");
     builder.set_certificate(&own.certificate).expect("a certificate");
     builder.set_private_key(&own.key).expect("a key");
@@ -34,10 +40,12 @@ async fn in_front_of(comet: &FakeComet, own: &Certificate, clients: Option<&Cert
     let (acceptor, to) = (Arc::new(builder.build()), comet.address().to_string());
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("bound");
-    tokio::spawn(async move {
+    let mut serving = JoinSet::new();
+    serving.spawn(async move {
+        let mut connections = JoinSet::new();
         while let Ok((stream, _)) = listener.accept().await {
             let (acceptor, to) = (Arc::clone(&acceptor), to.clone());
-            tokio::spawn(async move {
+            connections.spawn(async move {
                 let ssl = Ssl::new(acceptor.context()).expect("TLS");
                 let mut outer = SslStream::new(ssl, stream).expect("a stream");
                 if Pin::new(&mut outer).accept().await.is_ok()
@@ -48,7 +56,7 @@ async fn in_front_of(comet: &FakeComet, own: &Certificate, clients: Option<&Cert
             });
         }
     });
-    address
+    TlsProxy { address, _serving: serving }
 }
 
 struct World {
@@ -110,10 +118,10 @@ async fn both_ways(serves: Serves, story: &str) {
     let world = World::new(story, serves).await;
     let clients = Certificate::authority("gateways");
     clients.issue("gateway", VALID).write(world.files.path(), "own");
-    let address = in_front_of(&world.comet, &world.authority.issue(COMET, VALID), Some(&clients)).await;
+    let proxy = in_front_of(&world.comet, &world.authority.issue(COMET, VALID), Some(&clients)).await;
 
     // Not without a certificate of its own.
-    let settings = world.settings(&format!("https://{address}"));
+    let settings = world.settings(&format!("https://{}", proxy.address));
     let anonymous = settings.clone().start().await;
     world.say("anonymous").await;
     last_error(&anonymous, "certificate required").await;
@@ -144,9 +152,9 @@ async fn each_side_verifies_the_other_for_streams() {
 async fn a_certificate_of_nobody_s_authority_is_refused_until_it_is_known() {
     let world = World::new("tls-authority", Serves::Calls).await;
     Certificate::authority("somebody else").write(world.files.path(), "ca");
-    let address = in_front_of(&world.comet, &world.authority.issue(COMET, VALID), None).await;
+    let proxy = in_front_of(&world.comet, &world.authority.issue(COMET, VALID), None).await;
     // All comets speak TLS, with or without the scheme.
-    let settings = world.settings(&address.to_string()).set("comets.tls", "enabled", true);
+    let settings = world.settings(&proxy.address.to_string()).set("comets.tls", "enabled", true);
     let gateway = settings.start().await;
     world.say("early").await;
     last_error(&gateway, "the comet's certificate is refused").await;
@@ -174,8 +182,8 @@ async fn expired_foreign_and_missing_certificates_are_refused() {
     let foreign = in_front_of(&world.comet, &world.authority.issue("other.example", VALID), None).await;
     let plain = world.comet.address().to_string();
     for (address, why) in [
-        (expired.to_string(), "certificate has expired"),
-        (foreign.to_string(), "hostname mismatch"),
+        (expired.address.to_string(), "certificate has expired"),
+        (foreign.address.to_string(), "hostname mismatch"),
         (plain, "TLS"),
     ] {
         let gateway = world.settings(&format!("https://{address}")).start().await;

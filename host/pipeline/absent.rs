@@ -72,19 +72,14 @@ impl DeliveryTask {
         let decided = self.decide(&message, &absent[..decided_for]).await?;
         let config = &self.pipeline.offline;
         let is_in_history = self.is_read_in_the_history(&message);
+        let decision = |at: usize| config.disposition_of(&absent[at], decided.get(at).cloned().flatten());
         let stays_in_history = |at: usize| {
-            let decided = || config.disposition_of(&absent[at], decided.get(at).cloned().flatten());
-            is_in_history && at < decided_for && matches!(decided(), Disposition::Store { .. })
+            is_in_history && at < decided_for && matches!(decision(at), Disposition::Store { .. })
         };
-        let fate = |at: usize| {
-            if stays_in_history(at) {
-                return Disposition::Drop;
-            }
-            if at >= decided_for {
-                return Disposition::Store { retention: None };
-            }
-            let decided = decided.get(at).cloned().flatten();
-            config.disposition_of(&absent[at], decided)
+        let fate = |at: usize| match at {
+            at if stays_in_history(at) => Disposition::Drop,
+            at if at >= decided_for => Disposition::Store { retention: None },
+            at => decision(at),
         };
         let is_stored = |at: &usize| matches!(fate(*at), Disposition::Store { .. });
         let stored = || (0..absent.len()).filter(is_stored).map(|at| &absent[at]);

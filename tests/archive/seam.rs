@@ -57,6 +57,28 @@ async fn api_of(gateway: &RunningGateway) -> String {
     gateway.wait_for_log("api is listening").await["address"].as_str().expect("an address").to_owned()
 }
 
+/// Pages have what the inbox has, and it is said that there is more.
+async fn while_mysql_is_away(
+    api: &str,
+    gateway: &RunningGateway,
+    database: &mut MariaDb,
+    expected: &[usize],
+) {
+    database.stop();
+    let partial = page(api, "limit=500").await;
+    assert_eq!((bodies(&partial), &partial["truncated"]), ((30..50).collect(), &json!(true)));
+    assert!(partial["warning"].as_str().is_some_and(|why| why.contains("archive")), "{partial}");
+    let newest = page(api, "limit=5&backwards=true").await;
+    assert_eq!((bodies(&newest).len(), newest.get("warning")), (5, None), "the inbox alone has these");
+    assert!(gateway.metric(r#"halley_archive_reads_total{outcome="failed"}"#).await >= Some(1.0));
+    database.restart().await;
+    eventually("whole pages again", PATIENCE, async || {
+        let (seen, pages) = all(api, 7, false).await;
+        (seen == *expected && are_whole(&pages)).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn pages_of_an_inbox_go_on_in_the_archive() {
     let Some(mut database) = MariaDb::start("pages_of_an_inbox_go_on_in_the_archive").await else { return };
@@ -108,20 +130,7 @@ async fn pages_of_an_inbox_go_on_in_the_archive() {
     let shown: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
     assert_eq!(bodies(&shown), expected);
 
-    // MySQL is away: what the inbox has, and it is said that there is more.
-    database.stop();
-    let partial = page(&api, "limit=500").await;
-    assert_eq!((bodies(&partial), &partial["truncated"]), ((30..50).collect(), &json!(true)));
-    assert!(partial["warning"].as_str().is_some_and(|why| why.contains("archive")), "{partial}");
-    let newest = page(&api, "limit=5&backwards=true").await;
-    assert_eq!((bodies(&newest).len(), newest.get("warning")), (5, None), "the inbox alone has these");
-    assert!(gateway.metric(r#"halley_archive_reads_total{outcome="failed"}"#).await >= Some(1.0));
-    database.restart().await;
-    eventually("whole pages again", PATIENCE, async || {
-        let (seen, pages) = all(&api, 7, false).await;
-        (seen == expected && are_whole(&pages)).then_some(())
-    })
-    .await;
+    while_mysql_is_away(&api, &gateway, &mut database, &expected).await;
 
     // The inbox has expired altogether.
     redis.run::<()>(redis::cmd("DEL").arg("halley:inbox:ann").to_owned()).await;

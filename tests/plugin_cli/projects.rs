@@ -94,7 +94,7 @@ fn bad_names_and_paths_are_refused_with_a_remedy() {
     assert_eq!(cli.read("there/src/lib.rs"), before, "nothing was changed");
     let unknown = cli.plugin(&["new", "x", "--hook", "route"]);
     assert_eq!(unknown.code, Some(2));
-    assert!(unknown.err.contains("filter, grouping, offline"), "{}", unknown.err);
+    assert!(unknown.err.contains("filter, retention, grouping, offline"), "{}", unknown.err);
 }
 
 #[test]
