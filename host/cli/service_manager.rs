@@ -1,4 +1,5 @@
-//! Tells systemd, or whoever set `NOTIFY_SOCKET`, how the daemon is doing (sd_notify(3)).
+//! Reports the state of the daemon to systemd, or to another service manager that sets `NOTIFY_SOCKET`
+//! (sd_notify(3)).
 //!
 //! `READY=1` is sent once the gateway has started, whether or not Kafka and Redis answer: a start that
 //! waits for them would be ended by the service manager, and a restart mends neither. What is missing
@@ -48,7 +49,7 @@ impl ServiceManager {
     /// Reports that the daemon drains, for up to this long.
     pub(super) fn stopping(&self, grace: Duration) {
         if let Some(stopping) = &self.stopping {
-            // Without a thread nobody is told.
+            // Fails only if the thread could not be started.
             let _ = stopping.send(grace);
         }
     }

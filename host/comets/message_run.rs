@@ -297,7 +297,7 @@ mod tests {
     use super::*;
     use crate::comets::wire::{Content, Dialect};
 
-    /// Records what it is told.
+    /// Records the reported outcomes.
     #[derive(Debug, Default)]
     struct Told {
         finished: Mutex<Vec<u32>>,

@@ -40,7 +40,7 @@ fn the_schema_describes_every_key() {
     for key in keys("", &defaults) {
         let described = key.split('.').try_fold(&schema, |at, name| {
             let of = resolve(&schema, at);
-            assert_eq!(of["additionalProperties"], false, "an unknown key beside {key} is a mistake");
+            assert_eq!(of["additionalProperties"], false, "an unknown key next to {key} is a mistake");
             of["properties"].get(name)
         });
         let described = described.unwrap_or_else(|| panic!("{key} is not in the schema"));

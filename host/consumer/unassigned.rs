@@ -71,7 +71,7 @@ mod tests {
         let names = |keys: Vec<PartitionKey>| keys.iter().map(|key| key.1).collect::<Vec<_>>();
         assert_eq!(names(unassigned.update(start + grace, &topics, &some)), [1]);
         assert!(unassigned.update(start + grace, &topics, &assigned(&[0, 1, 2])).is_empty());
-        assert!(unassigned.update(start + grace, &topics, &some).is_empty(), "it counts anew");
+        assert!(unassigned.update(start + grace, &topics, &some).is_empty(), "the time starts again");
         unassigned.clear();
         assert!(unassigned.update(start + 2 * grace, &topics, &some).is_empty(), "and after a rebalance");
     }

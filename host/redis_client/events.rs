@@ -1,8 +1,8 @@
 //! Keyspace events: the server publishes which keys are written, at most once.
 //!
 //! Source: <https://redis.io/docs/latest/develop/use/keyspace-notifications/>. Nothing is published unless
-//! `notify-keyspace-events` is set, and what is published while the connection is down is lost: whoever
-//! follows events looks from time to time as well.
+//! `notify-keyspace-events` is set, and what is published while the connection is down is lost: callers
+//! also look for changes periodically.
 //!
 //! The subscription has a connection of its own with RESP3, to the server or to the primary behind
 //! sentinels. The nodes of a cluster publish their own events only: there is no subscription to a cluster.
