@@ -6,10 +6,11 @@ use clap::Subcommand;
 use prometheus_client::registry::Registry;
 
 use crate::api::view::PageView;
-use crate::cli::{ConfigArgs, EXIT_SUCCESS, OrUsage as _, block_on, print, print_json, usage};
+use crate::cli::page_args::PageArgs;
+use crate::cli::{ConfigArgs, EXIT_SUCCESS, block_on, print, print_json, usage};
 use crate::gateway::Storage;
 use crate::history::RoomHistoryReader;
-use crate::inbox::{Cursor, Page, PageEntry, PageQuery};
+use crate::inbox::{Cursor, Page, PageEntry};
 use crate::message::RoomId;
 
 /// Arguments of `halley history`.
@@ -34,35 +35,15 @@ struct ReadArgs {
     /// Prints JSON, as the HTTP API does.
     #[arg(long)]
     json: bool,
-    /// Only what follows this cursor.
-    #[arg(long, value_name = "CURSOR")]
-    after: Option<String>,
-    /// Only what precedes this cursor.
-    #[arg(long, value_name = "CURSOR")]
-    before: Option<String>,
-    /// Messages at most; 500 is the most.
-    #[arg(long, value_name = "NUMBER", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=500))]
-    limit: u16,
-    /// The newest first.
-    #[arg(long)]
-    backwards: bool,
+    #[command(flatten)]
+    page: PageArgs,
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     let Command::Read(args) = args.command;
     let config = args.config.load()?;
     let room = RoomId::from(args.room.as_str());
-    let cursor = |option: &str, text: &Option<String>| {
-        let decode = |text: &String| Cursor::decode(text, &room);
-        text.as_ref().map(decode).transpose().map_err(|why| anyhow::anyhow!("{option}: {why}")).or_usage()
-    };
-    let query = PageQuery {
-        after: cursor("--after", &args.after)?,
-        before: cursor("--before", &args.before)?,
-        limit: args.limit.into(),
-        backwards: args.backwards,
-        ..PageQuery::default()
-    };
+    let query = args.page.query(|text| Cursor::decode(text, &room))?;
     block_on(async {
         let Some(client) = Storage::open(&config, &mut Registry::default())?.redis else {
             return usage("`[redis] url` is memory://, which keeps no history");
@@ -71,7 +52,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         if args.json {
             print_json(&serde_json::to_string(&PageView::new(&page, &room))?);
         } else {
-            show(&page, &room, args.backwards);
+            show(&page, &room, args.page.backwards);
         }
         Ok(EXIT_SUCCESS)
     })

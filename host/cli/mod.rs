@@ -15,6 +15,7 @@ mod inbox;
 mod message_spec;
 mod offsets;
 mod output;
+mod page_args;
 mod plugin;
 mod replay;
 mod run;

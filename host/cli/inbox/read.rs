@@ -4,9 +4,10 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use crate::api::view::PageView;
 use crate::cli::inbox::args::{InboxArgs, reader, unavailable};
+use crate::cli::page_args::PageArgs;
 use crate::cli::{EXIT_SUCCESS, print, print_json};
 use crate::config::Config;
-use crate::inbox::{Page, PageEntry, PageQuery};
+use crate::inbox::{Cursor, Page, PageEntry};
 use crate::message::UserId;
 
 /// Arguments of `halley inbox read`.
@@ -14,34 +15,18 @@ use crate::message::UserId;
 pub(super) struct Args {
     #[command(flatten)]
     pub(super) inbox: InboxArgs,
-    /// Only what follows this cursor.
-    #[arg(long, value_name = "CURSOR")]
-    after: Option<String>,
-    /// Only what precedes this cursor.
-    #[arg(long, value_name = "CURSOR")]
-    before: Option<String>,
-    /// Messages at most; 500 is the most.
-    #[arg(long, value_name = "NUMBER", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=500))]
-    limit: u16,
-    /// The newest first.
-    #[arg(long)]
-    backwards: bool,
+    #[command(flatten)]
+    page: PageArgs,
 }
 
 pub(super) async fn run(config: &Config, args: &Args) -> anyhow::Result<u8> {
     let user = args.inbox.user();
-    let query = PageQuery {
-        after: args.inbox.cursor("--after", args.after.as_deref())?,
-        before: args.inbox.cursor("--before", args.before.as_deref())?,
-        limit: args.limit.into(),
-        backwards: args.backwards,
-        ..PageQuery::default()
-    };
+    let query = args.page.query(|text| Cursor::decode(text, &user))?;
     let page = reader(config)?.page(&user, &query).await.map_err(unavailable)?;
     if args.inbox.json {
         print_json(&serde_json::to_string(&PageView::new(&page, &user))?);
     } else {
-        show(&page, &user, args.backwards);
+        show(&page, &user, args.page.backwards);
     }
     Ok(EXIT_SUCCESS)
 }
