@@ -238,11 +238,9 @@ impl PageBuilder {
     /// The page. `is_trimmed`: whether entries before the oldest have been dropped.
     pub(super) fn finish(mut self, is_trimmed: bool) -> Page {
         let reaches_after = !self.query.backwards || !self.page.more;
-        self.page.truncated = reaches_after
-            && match self.query.after {
-                Some(_) => !self.has_anchor || self.has_expired,
-                None => is_trimmed || self.has_expired,
-            };
+        let has_lost = if self.query.after.is_some() { !self.has_anchor } else { is_trimmed };
+        // What has expired is known at once: the page that reaches `after` may meet none of it.
+        self.page.truncated = self.has_expired || (reaches_after && has_lost);
         self.page
     }
 }

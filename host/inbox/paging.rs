@@ -23,6 +23,8 @@ use crate::message::MessageId;
 
 /// Entries per read of the stream.
 const CHUNK: usize = 100;
+/// Entries of a further read of the stream at least: those of the reads before it have expired.
+const FURTHER: usize = 16;
 /// Reads of the stream per page at most: it may be full of expired entries.
 const MAX_CHUNKS: usize = 20;
 /// Entries of the first read of the other store, before the size of the messages is known.
@@ -136,7 +138,7 @@ impl Paging {
     pub(super) fn take_stream(&mut self, entries: Vec<StreamEntry>, is_last: bool) {
         self.rounds += 1;
         self.is_stream_read = is_last || entries.is_empty();
-        self.stream.count = self.stream.count.saturating_sub(entries.len()).max(1);
+        self.stream.count = self.stream.count.saturating_sub(entries.len()).max(FURTHER);
         if let Some((last, _)) = entries.last() {
             let range = &mut self.stream;
             if range.backwards { range.high = Some(*last) } else { range.low = Some(last.successor()) }
