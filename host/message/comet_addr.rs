@@ -5,8 +5,9 @@
 //! spellings of one comet are equal, so other modules group, look up and compare by equality.
 //!
 //! The canonical form is `host:port`, without a scheme (`http://` and `grpc://` are dropped; `https://`
-//! stays, since such a comet speaks TLS), the host in lower case and without a trailing dot, the port without leading zeros. An IPv4-mapped
-//! IPv6 address becomes the IPv4 address; an IPv6 address has its shortest form (RFC 5952).
+//! stays, since such a comet speaks TLS), the host in lower case and without a trailing dot, the port
+//! without leading zeros. An IPv4-mapped IPv6 address becomes the IPv4 address; an IPv6 address has its
+//! shortest form (RFC 5952).
 //! `localhost` becomes `127.0.0.1`: RFC 6761 reserves the name for loopback. There is no default
 //! port: a text without one is a server name, which `[comets] addresses` may map.
 //!
@@ -196,7 +197,7 @@ fn canonical_host(host: &str) -> Option<(Cow<'_, str>, bool)> {
     let name = host.strip_suffix('.').unwrap_or(host);
     // Underscores are not valid in DNS names, but Docker Compose generates them.
     let is_name_byte = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
-    if name.is_empty() || !name.bytes().all(is_name_byte) {
+    if name.split('.').any(str::is_empty) || !name.bytes().all(is_name_byte) {
         return None;
     }
     if is_numeric(name) {
@@ -295,6 +296,8 @@ mod tests {
             "comet:",
             ":50051",
             ".:50051",
+            "comet..:50051",
+            "comet..example:50051",
             "comet:0",
             "comet:65536",
             "comet:+80",
