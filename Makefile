@@ -36,11 +36,7 @@ BUILDERS := plugin_cli:: languages::
 
 test: ## Everything: lints, unit tests, policies, and the stories on real Kafka and Redis
 	@.ci/deps.sh test
-	@[ -n "$$HALLEY_TEST_KAFKA" ] || tests/support/fetch-kafka.sh >/dev/null || \
-		echo "make: no Apache Kafka: the stories use librdkafka's mock, and report what that cannot prove"
-	@$(MAKE) --no-print-directory plugins
-	@plugins/languages/build.sh || [ $$? -eq 3 ]
-	@tests/peers/build.sh >/dev/null || [ $$? -eq 3 ]
+	@tests/prepare.sh
 	@tests/run.sh 5 -- $(foreach story,$(BUILDERS),--skip $(story))
 	cargo test --locked --features models --lib model::
 	@tests/run.sh 2 --test stories -- $(BUILDERS)

@@ -16,8 +16,8 @@ PATH=$PATH:$root/bin
 if ! command -v cargo-deny >/dev/null; then
     say "building cargo-deny $version into .cache, once"
     mkdir -p .cache
-    # Unoptimised: it looks at some hundred crates and takes a second or two.
-    if ! cargo install --quiet --locked --debug --no-default-features --root "$root" \
+    # Unoptimised and without debug information: it looks at some hundred crates and takes a second or two.
+    if ! CARGO_PROFILE_DEV_DEBUG=0 cargo install --quiet --locked --debug --no-default-features --root "$root" \
         --target-dir "$root/target" "cargo-deny@$version" >"$root.log" 2>&1; then
         tail -n 5 "$root.log" >&2
         say "cargo-deny cannot be built, so that licences, versions and sources of dependencies are NOT checked;"

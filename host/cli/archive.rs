@@ -1,4 +1,4 @@
-//! `halley archive`: the archive of stored messages in MySQL, apart from the gateways.
+//! `halley archive`: the archive of stored messages in MySQL, without a gateway.
 
 use std::sync::Arc;
 use std::time::Duration;

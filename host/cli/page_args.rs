@@ -24,7 +24,7 @@ impl PageArgs {
     /// The query; `decode` reads the cursors of the inbox or the history.
     ///
     /// # Errors
-    /// When a cursor belongs to another owner, or is none: a mistake of the caller.
+    /// When a cursor is invalid or belongs to another owner: a mistake of the caller.
     pub(super) fn query(
         &self,
         decode: impl Fn(&str) -> Result<Cursor, CursorError>,

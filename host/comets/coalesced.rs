@@ -1,6 +1,6 @@
 //! Collects what a connection writes, so that the frames of many calls leave in one system call.
 //!
-//! `h2` flushes after each larger frame. Here a flush does nothing: whoever drives the connection
+//! `h2` flushes after each larger frame. Here a flush does nothing: the task that drives the connection
 //! calls [`WriteOut::poll`] once the connection has written all that it has.
 
 use std::io::{self, IoSlice};

@@ -1,4 +1,4 @@
-//! The outcome of a call, and who is told.
+//! The outcome of a call, and who is notified of it.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -48,7 +48,7 @@ impl Config {
                 None => problems
                     .push(format!("`api.listen` is `{listen}`; expected host:port, such as 127.0.0.1:9094")),
                 Some(host) if !is_loopback(host) && self.token_file.is_none() => problems.push(format!(
-                    "`api.listen` is `{listen}`, which other machines reach, and `api.token_file` is missing: whoever connects could read all inboxes"
+                    "`api.listen` is `{listen}`, which other machines reach, and `api.token_file` is missing: any client could read all inboxes"
                 )),
                 Some(_) => {}
             }

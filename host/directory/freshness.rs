@@ -1,4 +1,4 @@
-//! How current a room's members are, and who is told that they change.
+//! How current a room's members are, and who is notified when they change.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -23,7 +23,7 @@ pub struct MemoryDirectory {
     subscribers: Subscribers,
 }
 
-/// Who is told of changes.
+/// Who is notified of changes.
 #[derive(Clone, Default)]
 struct Subscribers(Arc<Mutex<Vec<Arc<dyn RoomChanges>>>>);
 

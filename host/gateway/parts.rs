@@ -108,8 +108,8 @@ impl Storage {
     }
 }
 
-/// The client; the connection that reads rooms is told which of them change, if cached rooms are to be
-/// exact.
+/// The client. If cached rooms are to be exact, Redis reports to the connection that reads rooms which of
+/// them change.
 fn redis_client(
     config: &Config,
     metrics: redis_client::Metrics,

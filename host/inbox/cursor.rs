@@ -2,7 +2,7 @@
 //!
 //! A cursor is opaque text. It names its owner and carries a checksum, so that one of another user, or
 //! one that was cut or mistyped, is refused instead of silently naming another place. It is no secret and
-//! proves nothing: whoever may read an inbox may make one.
+//! proves nothing: a client that may read an inbox may make one.
 //!
 //! 24 bytes in URL-safe base64: kind, digest of the owner (4 bytes), milliseconds and number of the
 //! entry (8 each), checksum of all of it (3).

@@ -356,7 +356,7 @@ pub struct StoredMessage {
 #[async_trait]
 pub trait Inbox: Send + Sync + 'static {
     /// Stores all entries, in order, and then looks which of their users are registered as online:
-    /// whoever registers first and reads the inbox afterwards misses nothing.
+    /// a client that registers first and reads the inbox afterwards misses nothing.
     ///
     /// # Errors
     /// If the inbox cannot be used now, with the entries to retry. Some of those may have been

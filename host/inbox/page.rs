@@ -4,8 +4,8 @@
 //! and in bytes; `more` says that there are others.
 //!
 //! A page is `truncated` if something between `after` and its first entry is no longer kept. This is
-//! seen by the entry at `after`: as long as it is stored, so is all that follows. A device that has been
-//! away for longer than the retention is told so whether or not anything was there: nobody knows any more.
+//! seen by the entry at `after`: as long as it is stored, so is all that follows. For a device that has
+//! been away for longer than the retention the page is truncated in any case: nobody knows what was there.
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -356,7 +356,7 @@ impl Paging {
     }
 }
 
-/// What clients are told when the archive lacks what the stream has dropped.
+/// The warning of a page when the archive lacks what the stream has dropped.
 const BEHIND: &str = "the archive has not caught up: messages that have left the inbox may follow later";
 
 #[cfg(test)]

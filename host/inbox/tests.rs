@@ -146,7 +146,7 @@ async fn reader_behaves(inbox: &dyn Inbox, reader: &dyn InboxReader) {
     assert_eq!(reader.standing(&user, Some(&phone)).await.expect("reads").acknowledged, Some(second));
     assert_eq!(reader.standing(&user, None).await.expect("reads").kept, 150, "nothing is deleted");
 
-    // What is dropped by length is told.
+    // What is dropped by length is reported.
     store(inbox, "eve", 150..300).await;
     let after = |after| PageQuery { after: Some(after), limit: 1, ..PageQuery::default() };
     let page = reader.page(&user, &after(first)).await.expect("reads");

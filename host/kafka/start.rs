@@ -76,7 +76,7 @@ mod tests {
         assert_eq!(at(60).to_string(), "1970-01-01T00:01:00Z");
         assert_eq!("1970-01-02".parse(), Ok(at(86_400)));
         for wrong in ["latest", "earliest", "", "2026-01", "1h"] {
-            let error = wrong.parse::<StartFrom>().expect_err("is none");
+            let error = wrong.parse::<StartFrom>().expect_err("is not a start");
             assert!(error.to_string().contains("`oldest`"), "{error}");
         }
     }

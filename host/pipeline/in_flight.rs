@@ -109,7 +109,7 @@ impl std::fmt::Debug for Settler {
 }
 
 impl InFlight {
-    /// Messages whose calls are about to be queued. Once they have ended, which is now if there are none,
+    /// Messages whose calls are about to be queued. Once they have ended, which is at once without any,
     /// the settler gets them.
     pub(super) fn new(
         settler: &Arc<Settler>,

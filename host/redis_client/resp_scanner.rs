@@ -4,7 +4,7 @@
 //! before the content arrives. A string above its limit is replaced by nil and its bytes are skipped. The
 //! connection fails if the replies to one pipeline exceed their limit, or if a line does not end.
 //!
-//! Pushes belong to no pipeline, so they are counted apart, each on its own.
+//! Pushes belong to no pipeline, so they are counted separately, each on its own.
 //!
 //! It knows RESP, but no commands.
 

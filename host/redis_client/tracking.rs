@@ -5,7 +5,7 @@
 //! keys of that command and of no other. The server then reports the next change of the key, once, as a
 //! push between replies.
 //!
-//! Pushes are handled in the order of the stream, before any later reply is handed out. So whoever holds
+//! Pushes are handled in the order of the stream, before any later reply is handed out. So a task that holds
 //! the reply to a `PING` has been told of all changes before it.
 //!
 //! Where the server or the user's ACL does not allow it, the connection works without: one warning.
@@ -283,7 +283,7 @@ impl Drop for ConnectionTracking {
         let active = self.active.load(Ordering::Acquire);
         let label = if active { TrackingLabel::Active } else { TrackingLabel::Refused };
         self.tracker.metrics.tracking(label).dec();
-        // Even if nobody is told any more.
+        // Even if nobody listens any more.
         self.lease.end_term();
     }
 }

@@ -66,7 +66,7 @@ async fn a_rooms_messages_are_kept_once_and_read_in_pages() {
     assert_eq!(gateway.metric("halley_history_repeated_total").await, Some(20.0));
     assert_eq!(gateway.metric("halley_history_stored_total").await, Some(5.0));
 
-    // Erasing a user leaves the room alone; the oldest go by length, and readers are told.
+    // Erasing a user leaves the room alone; the oldest go by length, and pages say so.
     call(&api, "DELETE", "/v1/inbox/ann", None).await;
     for number in 25..40 {
         kafka().produce_room(&topic, "im_1", number.to_string()).await;

@@ -38,9 +38,9 @@ fn variant(number: u8) -> Vec<u8> {
 
 /// Writes a temporary file and renames it, as a deployment does.
 fn put(path: &Path, content: &[u8]) {
-    let beside = path.with_extension("new");
-    std::fs::write(&beside, content).expect("writable folder");
-    std::fs::rename(beside, path).expect("writable folder");
+    let temporary = path.with_extension("new");
+    std::fs::write(&temporary, content).expect("writable folder");
+    std::fs::rename(temporary, path).expect("writable folder");
 }
 
 async fn hash(gateway: &RunningGateway) -> String {

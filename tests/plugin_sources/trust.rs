@@ -45,10 +45,10 @@ impl KeyPair {
 
     /// Signs the file alone, as older versions of Halley required.
     fn sign_bare(&self, file: &Path) {
-        let (signature, beside) = (signature_of(file), file.with_extension("newsig"));
+        let (signature, temporary) = (signature_of(file), file.with_extension("newsig"));
         let sign = ["pkeyutl", "-sign", "-rawin", "-inkey", &text(&self.private)];
-        openssl(&[&sign[..], &["-in", &text(file), "-out", &text(&beside)]].concat());
-        std::fs::rename(beside, signature).expect("writable folder");
+        openssl(&[&sign[..], &["-in", &text(file), "-out", &text(&temporary)]].concat());
+        std::fs::rename(temporary, signature).expect("writable folder");
     }
 }
 

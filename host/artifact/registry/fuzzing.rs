@@ -41,7 +41,7 @@ fn check_manifest(input: &mut Unstructured<'_>) -> Result<()> {
         Err(why) => assert_reason(&why.to_string()),
     }
     let other = format!("sha256:{}", "0".repeat(64));
-    assert!(plugin_of(&other, &manifest).is_err(), "its digest is another one");
+    assert!(plugin_of(&other, &manifest).is_err(), "its digest does not match");
     Ok(())
 }
 

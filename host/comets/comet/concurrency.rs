@@ -91,7 +91,7 @@ mod tests {
 
     const DEADLINE: Duration = Duration::from_secs(2);
 
-    /// A comet that works on so many calls at a time, each for this long, for so many rounds.
+    /// The limit after rounds with a comet that works on `at_once` calls at a time, `each` for this long.
     fn after(rounds: usize, at_once: usize, each: Duration) -> usize {
         let (mut limit, mut now) = (ConcurrencyLimit::new(DEADLINE), Instant::now());
         for _ in 0..rounds {

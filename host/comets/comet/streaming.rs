@@ -153,7 +153,7 @@ impl Actor {
         let only = self.streaming.wanted == DeliveryMode::Stream;
         let mode = match offered {
             Offered::Stream(stream) => {
-                // Taken by whoever sees it first.
+                // Taken by the task that sees it first.
                 if let Some(stream) = stream.lock().take() {
                     self.streaming.next = Some(stream);
                     self.streaming.is_unasked = false;

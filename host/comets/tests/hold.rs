@@ -40,7 +40,7 @@ impl Outcomes for Kept {
     }
 }
 
-/// A comet that does not accept anything until it is told to, and the outcomes of calls to it.
+/// A comet that does not accept anything until the test lets it, and the outcomes of calls to it.
 struct World {
     comet: FakeComet,
     fleet: Arc<Fleet>,

@@ -1,6 +1,6 @@
 //! File system events, and when the files that they name are complete.
 //!
-//! A file that was renamed to its name is complete: renaming is the last step of whoever writes a new
+//! A file that was renamed to its name is complete: renaming is the last step of the program that writes a new
 //! version, and a link that was replaced leads to files that exist. A file that is written in place is
 //! complete once nothing happens for a while. That its writer closed it says less: scripts append to a
 //! file in several steps, and write its signature after it.
@@ -21,7 +21,7 @@ use crate::policy::watch::paths::WatchedPaths;
 
 /// The maximum delay by further events, as a multiple of the debounce time.
 const MAX_DEBOUNCES: u32 = 20;
-/// How many files that are being written are told apart.
+/// How many files that are being written are tracked one by one.
 const MAX_WRITTEN: usize = 1_000;
 
 /// Why changed files may be read.

@@ -123,7 +123,7 @@ fn the_age_is_that_of_the_oldest_unsettled_message() {
 /// What a comet and a gateway do.
 #[derive(Clone, Debug)]
 enum Step {
-    /// Up to so many messages of this size, in one item.
+    /// Up to N messages of this size, in one item.
     Send(u64, usize),
     Acks(Acks),
     Credit(Credit),
