@@ -14,8 +14,10 @@ use super::reply::{elements, text};
 /// The number of slots of every cluster.
 const COUNT: usize = 16_384;
 /// Commands without a key, which any node can answer; all other commands of Halley have their key as
-/// the first argument.
+/// the first argument, or after a subcommand.
 const WITHOUT_KEY: [&str; 7] = ["PING", "ECHO", "ACL", "CLIENT", "CLUSTER", "CONFIG", "INFO"];
+/// Commands whose first argument is a subcommand.
+const WITH_SUBCOMMAND: [&str; 1] = ["XINFO"];
 
 /// The address of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -132,8 +134,12 @@ impl fmt::Debug for SlotMap {
 pub(super) fn slot_of(command: &Cmd) -> Option<u16> {
     let mut words = command.args_iter();
     let name = word(words.next()?);
-    if WITHOUT_KEY.iter().any(|keyless| name.eq_ignore_ascii_case(keyless.as_bytes())) {
+    let is_one_of = |names: &[&str]| names.iter().any(|known| name.eq_ignore_ascii_case(known.as_bytes()));
+    if is_one_of(&WITHOUT_KEY) {
         return None;
+    }
+    if is_one_of(&WITH_SUBCOMMAND) {
+        words.next();
     }
     words.next().map(|key| slot_of_key(word(key)))
 }
@@ -198,6 +204,7 @@ mod tests {
         }
         assert_eq!(slot_of_key(b"{unclosed"), crc16(b"{unclosed") % 16_384);
         assert_eq!(slot_of(redis::cmd("GET").arg("foo")), Some(12182));
+        assert_eq!(slot_of(redis::cmd("XINFO").arg("STREAM").arg("foo")), Some(12182));
         assert_eq!(slot_of(redis::cmd("echo").arg("foo")), None);
         assert_eq!(slot_of(&redis::cmd("PING")), None);
     }
