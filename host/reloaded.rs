@@ -94,6 +94,11 @@ impl<T: Clone> Reloaded<T> {
         Some(format!("{problem}; what was read before stays"))
     }
 
+    /// What the files said at the last look at them.
+    pub(crate) fn last(&self) -> T {
+        self.current.lock().value.clone()
+    }
+
     /// What the files say now.
     pub(crate) async fn current(&self) -> T {
         {

@@ -37,6 +37,7 @@ use crate::gateway::Handle;
 use crate::http_server::listener;
 use crate::http_server::refusals::Refusals;
 use crate::http_server::serve::Server;
+use crate::http_server::tls::Certificate;
 use access::AccessControl;
 use read::ReadApi;
 use socket::BoundSocket;
@@ -49,6 +50,7 @@ pub use socket::default_socket_path;
 pub struct Admin {
     config: Config,
     listener: TcpListener,
+    certificate: Option<Arc<Certificate>>,
     address: SocketAddr,
     probes: Option<TcpListener>,
     socket: Option<BoundSocket>,
@@ -61,14 +63,15 @@ pub struct Admin {
 const MAX_RESERVED: usize = 64;
 
 impl Admin {
-    /// Binds the listeners and registers their metrics.
+    /// Reads the certificate, binds the listeners and registers their metrics.
     ///
     /// # Errors
-    /// If an address is invalid or in use.
+    /// If an address is invalid or in use, or a file of the TLS cannot be used.
     pub async fn bind(config: &Config, registry: &mut Registry) -> anyhow::Result<Self> {
+        let certificate = Certificate::load("[admin.tls]", &config.tls).await?;
         let listener = listener::bind("[admin] listen", &config.listen).await?;
         let address = listener.local_addr()?;
-        info!(%address, "admin is listening");
+        info!(%address, tls = certificate.is_some(), "admin is listening");
         let probes = match &config.probe_listen {
             Some(listen) => Some(listener::bind("[admin] probe_listen", listen).await?),
             None => None,
@@ -79,7 +82,8 @@ impl Admin {
         let socket = socket::bind(&config.socket, address.port())?;
         let refusals = Refusals::register(registry, "halley_admin_refused", "admin");
         let writes = WriteMetrics::register(registry);
-        Ok(Self { config: config.clone(), listener, address, probes, socket, refusals, writes })
+        let config = config.clone();
+        Ok(Self { config, listener, certificate, address, probes, socket, refusals, writes })
     }
 
     /// The address of the TCP listener.
@@ -89,9 +93,9 @@ impl Admin {
 
     /// Serves requests until the shutdown.
     pub async fn serve(self, gateway: Handle, shutdown: CancellationToken) {
-        let Self { config, listener, address, probes, socket, refusals, writes } = self;
+        let Self { config, listener, certificate, address, probes, socket, refusals, writes } = self;
         let access = AccessControl::new(&config, address, refusals.clone());
-        let watch = watch_tokens(&gateway, config.clone());
+        let watch = watch_files(&gateway, config.clone(), certificate.clone());
         let reads = ReadApi::new(gateway.clone(), refusals.clone());
         let routes =
             reads.probes(&access).merge(reads.router(&access)).merge(write::router(gateway, &access, writes));
@@ -107,7 +111,7 @@ impl Admin {
             }
         };
         let server = Server::new(routes.clone(), config.max_connections, &refusals);
-        let over_tcp = server.serve(listener, shutdown.clone());
+        let over_tcp = server.serve_tcp(listener, certificate, shutdown.clone());
         let serve = async { tokio::join!(over_tcp, over_socket, for_probes) };
         tokio::select! {
             _ = serve => {}
@@ -116,20 +120,28 @@ impl Admin {
     }
 }
 
-/// How often the token files are looked at for readiness; requests look each time.
-const TOKEN_INTERVAL: Duration = Duration::from_secs(1);
+/// How often tokens and certificate are looked at for readiness; requests look each time.
+const FILE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Readiness warns while a token file cannot be used: no token is accepted then.
-fn watch_tokens(gateway: &Handle, config: Config) -> impl Future<Output = ()> + use<> {
+/// Readiness warns while a token file cannot be used (no token is accepted then), or the certificate.
+fn watch_files(
+    gateway: &Handle,
+    config: Config,
+    certificate: Option<Arc<Certificate>>,
+) -> impl Future<Output = ()> + use<> {
     let problem = Arc::<Mutex<Option<String>>>::default();
-    let shown = Arc::clone(&problem);
+    let (shown, shown_certificate) = (Arc::clone(&problem), certificate.clone());
     gateway.add_warning(move || shown.lock().clone());
+    gateway.add_warning(move || shown_certificate.as_ref()?.problem());
     async move {
         loop {
             let config = config.clone();
             let read = run_blocking("reading the tokens", move || config.token_problem()).await;
             *problem.lock() = read.unwrap_or_default();
-            tokio::time::sleep(TOKEN_INTERVAL).await;
+            if let Some(certificate) = &certificate {
+                certificate.look().await;
+            }
+            tokio::time::sleep(FILE_INTERVAL).await;
         }
     }
 }

@@ -35,7 +35,7 @@ use crate::gateway::Handle;
 use crate::http_server::listener;
 use crate::http_server::refusals::Refusals;
 use crate::http_server::serve::Server;
-use crate::http_server::tls::{Certificate, TlsListener};
+use crate::http_server::tls::Certificate;
 use crate::reloaded;
 use access::AccessControl;
 use service::{InboxService, Metrics};
@@ -60,10 +60,7 @@ impl Api {
     /// If the address is invalid or in use, or a file cannot be used.
     pub async fn bind(config: &Config, registry: &mut Registry) -> anyhow::Result<Option<Self>> {
         let Some(listen) = &config.listen else { return Ok(None) };
-        let certificate = match (&config.tls_certificate, &config.tls_key) {
-            (Some(certificate), Some(key)) => Some(Certificate::load(certificate, key).await?),
-            _ => None,
-        };
+        let certificate = Certificate::load_with_http2("[api.tls]", &config.tls).await?;
         let tokens = TokenFile::load(config.token_file.clone()).await?;
         let listener = listener::bind("[api] listen", listen).await?;
         let address = listener.local_addr()?;
@@ -87,14 +84,8 @@ impl Api {
         let service = InboxService::new(gateway, metrics, shutdown.clone());
         let routes = grpc::router(service.clone()).merge(http::router(service));
         let server = Server::new(access.protect(routes), config.max_connections, &refusals).with_http2();
-        let serve = async {
-            match certificate {
-                Some(certificate) => server.serve(TlsListener::new(listener, certificate), shutdown).await,
-                None => server.serve(listener, shutdown).await,
-            }
-        };
         tokio::select! {
-            () = serve => {}
+            () = server.serve_tcp(listener, certificate, shutdown) => {}
             () = watch => {}
         }
     }

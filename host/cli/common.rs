@@ -17,6 +17,8 @@ pub const EXIT_SUCCESS: u8 = 0;
 pub const EXIT_FAILURE: u8 = 1;
 /// The command line or the configuration is wrong.
 pub const EXIT_USAGE: u8 = 2;
+/// The version, and the revision that it was built from.
+pub(super) const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("HALLEY_REVISION"), ")");
 /// The command line is wrong, or a file that it names: the command exits with [`EXIT_USAGE`].
 #[derive(Debug, thiserror::Error)]
 #[error("{0:#}")]

@@ -2,12 +2,15 @@
 //! service managers, which have no HTTP client.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use reqwest::Url;
 use serde_json::Value;
 
+use crate::admin::default_socket_path;
+use crate::cli::client_tls::ClientTlsArgs;
 use crate::cli::{ConfigArgs, EXIT_FAILURE, EXIT_SUCCESS, block_on, fail, print, usage};
 use crate::config::admin;
 
@@ -16,7 +19,8 @@ use crate::config::admin;
 pub(super) struct Args {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Asks this listener. Default: `[admin] probe_listen` of the configuration, otherwise `listen`.
+    /// Asks this listener. Default: `[admin] probe_listen` of the configuration, otherwise `listen`. If
+    /// that speaks TLS, its Unix socket is asked, unless --ca is given.
     #[arg(long, value_name = "URL")]
     url: Option<Url>,
     /// Only checks that the process answers, whether it is ready or not.
@@ -25,18 +29,37 @@ pub(super) struct Args {
     /// How long to wait for the answer.
     #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = humantime::parse_duration)]
     timeout: Duration,
+    #[command(flatten)]
+    tls: ClientTlsArgs,
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
+    let mut socket = None;
     let mut url = match args.url {
         Some(url) => url,
-        None => match listener(&args.config.load()?.admin) {
-            Some(url) => url,
-            None => return usage("the configuration has no fixed admin port to ask; use --url"),
-        },
+        None => {
+            let config = args.config.load()?.admin;
+            let Some(url) = listener(&config) else {
+                return usage("the configuration has no fixed admin port to ask; use --url");
+            };
+            if url.scheme() == "https" && !args.tls.is_given() {
+                socket = socket_of(&config);
+                if socket.is_none() {
+                    return usage(
+                        "`[admin] listen` speaks TLS, and there is no Unix socket to ask; set `[admin] probe_listen`, or use --url with --ca",
+                    );
+                }
+            }
+            url
+        }
     };
     url.set_path(if args.live { "/healthz" } else { "/readyz" });
-    let (ready, text) = block_on(ask(&url, args.timeout))?;
+    let mut client = args.tls.client()?.timeout(args.timeout);
+    if let Some(path) = socket {
+        client = client.unix_socket(path);
+        let _ = url.set_scheme("http");
+    }
+    let (ready, text) = block_on(ask(&url, client.build()?))?;
     if args.live {
         anyhow::ensure!(ready, "{url} answered: {text}");
         print("alive");
@@ -57,8 +80,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
 }
 
 /// Whether the answer is a success, and its body.
-async fn ask(url: &Url, timeout: Duration) -> anyhow::Result<(bool, String)> {
-    let client = reqwest::Client::builder().no_proxy().timeout(timeout).build()?;
+async fn ask(url: &Url, client: reqwest::Client) -> anyhow::Result<(bool, String)> {
     let remedy = || format!("no answer from {url}; is the gateway running?");
     let answer = client.get(url.clone()).send().await.with_context(remedy)?;
     let status = answer.status();
@@ -70,6 +92,8 @@ async fn ask(url: &Url, timeout: Duration) -> anyhow::Result<(bool, String)> {
 
 /// Where probes of this machine reach the gateway; `None` if its port is chosen at the start.
 fn listener(config: &admin::Config) -> Option<Url> {
+    let is_tls = config.probe_listen.is_none() && config.tls.is_enabled();
+    let scheme = if is_tls { "https" } else { "http" };
     let listen = config.probe_listen.as_ref().unwrap_or(&config.listen);
     let (host, port) = listen.rsplit_once(':').filter(|(_, port)| *port != "0")?;
     let is_any =
@@ -79,7 +103,16 @@ fn listener(config: &admin::Config) -> Option<Url> {
         true => "127.0.0.1",
         false => host,
     };
-    Url::parse(&format!("http://{host}:{port}")).ok()
+    Url::parse(&format!("{scheme}://{host}:{port}")).ok()
+}
+
+/// The Unix socket of the gateway on this machine.
+fn socket_of(config: &admin::Config) -> Option<PathBuf> {
+    match &config.socket {
+        admin::Socket::Off => None,
+        admin::Socket::At(path) => Some(path.clone()),
+        admin::Socket::Auto => default_socket_path(config.listen.rsplit_once(':')?.1.parse().ok()?),
+    }
 }
 
 #[cfg(test)]
@@ -98,5 +131,11 @@ mod tests {
         assert_eq!(of("[::]:9093", None).as_deref(), Some("http://[::1]:9093/"));
         assert_eq!(of("halley-0:9093", Some("0.0.0.0:9094")).as_deref(), Some("http://127.0.0.1:9094/"));
         assert_eq!(of("127.0.0.1:0", None), None, "only the log has the port");
+        let file = || Some("file.pem".into());
+        let tls = crate::tls::ListenerConfig { certificate: file(), key: file(), client_ca: None };
+        let secure = admin::Config { tls, ..admin::Config::default() };
+        assert_eq!(listener(&secure).map(|url| url.to_string()).as_deref(), Some("https://127.0.0.1:9093/"));
+        let probed = admin::Config { probe_listen: Some("127.0.0.1:9094".into()), ..secure };
+        assert_eq!(listener(&probed).map(|url| url.to_string()).as_deref(), Some("http://127.0.0.1:9094/"));
     }
 }

@@ -2,6 +2,7 @@
 
 mod archive;
 mod check;
+mod client_tls;
 mod common;
 mod compile_plugin;
 mod config;
@@ -29,7 +30,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-use common::{ConfigArgs, LARGEST_INPUT, OrUsage, block_on, plugin_name_of, runtime, usage};
+use common::{ConfigArgs, LARGEST_INPUT, OrUsage, VERSION, block_on, plugin_name_of, runtime, usage};
 pub use common::{EXIT_FAILURE, EXIT_SUCCESS, EXIT_USAGE};
 use output::{fail, print, print_json, print_lines, print_styled};
 
@@ -40,8 +41,6 @@ pub struct Cli {
     #[command(subcommand)]
     command: Command,
 }
-
-const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("HALLEY_REVISION"), ")");
 
 #[derive(Debug, Subcommand)]
 enum Command {

@@ -6,16 +6,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use openssl::pkey::PKey;
 use openssl::ssl::{SslConnector, SslMethod};
-use openssl::x509::X509;
-use openssl::x509::store::X509StoreBuilder;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_openssl::SslStream;
 
 use crate::message::Address;
 use crate::reloaded::{InvalidContent, ReloadError, Reloaded, SourceFile};
+use crate::tls::pem;
 
 /// `[comets.tls]`: TLS to comets.
 #[derive(Debug, Clone, Default, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
@@ -138,26 +136,10 @@ impl TlsClient {
 fn connector(ca: Option<&String>, own: Option<&[String]>) -> Result<SslConnector, InvalidContent> {
     let mut builder = SslConnector::builder(SslMethod::tls_client())?;
     if let Some(ca) = ca {
-        let mut store = X509StoreBuilder::new()?;
-        let authorities = X509::stack_from_pem(ca.as_bytes())?;
-        if authorities.is_empty() {
-            return Err("the file of `ca` has no certificate in PEM".into());
-        }
-        for authority in authorities {
-            store.add_cert(authority)?;
-        }
-        builder.set_cert_store(store.build());
+        builder.set_cert_store(pem::authorities("ca", ca)?);
     }
     if let Some([certificate, key]) = own {
-        let mut chain = X509::stack_from_pem(certificate.as_bytes())?.into_iter();
-        let own = chain.next().ok_or("the file of `certificate` has no certificate in PEM")?;
-        builder.set_certificate(&own)?;
-        for issuer in chain {
-            builder.add_extra_chain_cert(issuer)?;
-        }
-        let key = PKey::private_key_from_pem(key.as_bytes())?;
-        // Fails only for a key of another certificate.
-        builder.set_private_key(&key).map_err(|_| "the key does not belong to the certificate")?;
+        pem::use_identity(&mut builder, certificate, key)?;
     }
     builder.set_alpn_protos(b"\x02h2")?;
     Ok(builder.build())

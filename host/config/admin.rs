@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::tls::ListenerConfig;
+
 /// `[admin]`: the admin listener.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -35,6 +37,8 @@ pub struct Config {
     /// `socket` and `probe_listen` have 64 each in addition. A new connection beyond the limit replaces the
     /// one that has been idle longest.
     pub max_connections: usize,
+    /// TLS for `listen`, and which clients may connect. `probe_listen` and `socket` never use it.
+    pub tls: ListenerConfig,
 }
 
 /// Location of the Unix socket.
@@ -81,6 +85,7 @@ impl Default for Config {
             protect_metrics: false,
             allowed_hosts: Vec::new(),
             max_connections: 256,
+            tls: ListenerConfig::default(),
         }
     }
 }
@@ -122,7 +127,23 @@ impl Config {
                 self.max_connections
             ));
         }
+        problems.extend(self.tls.validate("admin.tls"));
         problems
+    }
+
+    /// Valid values that are probably not intended.
+    pub fn warnings(&self) -> Vec<String> {
+        let variables = ["HALLEY_ADMIN_TOKEN", "HALLEY_ADMIN_READ_TOKEN"];
+        let has_tokens = self.token_file.is_some()
+            || self.read_token_file.is_some()
+            || variables.iter().any(|variable| std::env::var_os(variable).is_some());
+        let is_reached = host_of(&self.listen).is_some_and(|host| !is_loopback(host));
+        if !is_reached || !has_tokens || self.tls.is_enabled() {
+            return Vec::new();
+        }
+        vec![
+            "`admin.listen` is reached by other machines without TLS: tokens travel in the clear, and whoever reads one may use it; set `admin.tls.certificate` and `admin.tls.key`, or let a mesh encrypt".to_owned(),
+        ]
     }
 
     /// The TCP ports of the listeners.
@@ -136,6 +157,7 @@ impl Config {
         for file in [&mut self.token_file, &mut self.read_token_file].into_iter().flatten() {
             *file = base.join(&*file);
         }
+        self.tls.resolve_paths(base);
         if let Socket::At(path) = &mut self.socket
             && !path.as_os_str().is_empty()
         {
@@ -149,6 +171,12 @@ pub(crate) fn host_of(listen: &str) -> Option<&str> {
     let (host, port) = listen.rsplit_once(':')?;
     port.parse::<u16>().ok().filter(|_| !host.is_empty())?;
     Some(host)
+}
+
+/// Whether this host of a listener is reached from this machine only.
+pub(super) fn is_loopback(host: &str) -> bool {
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    host == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// The folder of a socket.
@@ -169,14 +197,37 @@ mod tests {
             socket: Socket::At("x".repeat(200).into()),
             allowed_hosts: vec!["http://halley".into(), "halley.svc".into(), "*".into()],
             max_connections: 2,
+            tls: ListenerConfig { client_ca: Some("ca.pem".into()), ..ListenerConfig::default() },
             ..Config::default()
         };
         let problems = wrong.validate();
-        let keys = ["listen", "probe_listen", "socket", "allowed_hosts", "allowed_hosts", "max_connections"];
+        let keys = [
+            "listen",
+            "probe_listen",
+            "socket",
+            "allowed_hosts",
+            "allowed_hosts",
+            "max_connections",
+            "tls.client_ca",
+        ];
         assert_eq!(problems.len(), keys.len(), "{problems:#?}");
         for (problem, key) in problems.iter().zip(keys) {
             assert!(problem.starts_with(&format!("`admin.{key}`")), "{problem}");
         }
+    }
+
+    #[test]
+    fn tokens_in_the_clear_are_a_warning() {
+        let open = || Config {
+            listen: "0.0.0.0:9093".into(),
+            token_file: Some("token".into()),
+            ..Config::default()
+        };
+        assert!(open().warnings()[0].contains("tokens travel in the clear"), "{:?}", open().warnings());
+        let local = Config { listen: "127.0.0.1:9093".into(), ..open() };
+        let (certificate, key) = (Some("tls.crt".into()), Some("tls.key".into()));
+        let tls = Config { tls: ListenerConfig { certificate, key, client_ca: None }, ..open() };
+        assert_eq!((local.warnings(), tls.warnings()), (vec![], vec![]));
     }
 
     #[test]

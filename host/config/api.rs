@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::admin::{FEWEST_CONNECTIONS, host_of};
+use super::admin::{FEWEST_CONNECTIONS, host_of, is_loopback};
+use crate::tls::ListenerConfig;
 
 /// `[api]`: the API for comets and backends, over gRPC and HTTP.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
@@ -14,16 +15,13 @@ pub struct Config {
     /// changes. Required, unless `listen` is on loopback: then everything is allowed without one,
     /// except from browsers.
     pub token_file: Option<PathBuf>,
-    /// A PEM file with the certificate and its chain. With it, and `tls_key`, only TLS is spoken. Both
-    /// files are read again when they change.
-    pub tls_certificate: Option<PathBuf>,
-    /// A PEM file with the private key of `tls_certificate`.
-    pub tls_key: Option<PathBuf>,
     /// Host names under which clients may reach the API, in addition to `localhost`, IP addresses and the
     /// name in `listen`.
     pub allowed_hosts: Vec<String>,
     /// Maximum number of connections; one client holds at most a quarter of them.
     pub max_connections: usize,
+    /// TLS, and which clients may connect.
+    pub tls: ListenerConfig,
 }
 
 impl Default for Config {
@@ -31,10 +29,9 @@ impl Default for Config {
         Self {
             listen: None,
             token_file: None,
-            tls_certificate: None,
-            tls_key: None,
             allowed_hosts: Vec::new(),
             max_connections: 256,
+            tls: ListenerConfig::default(),
         }
     }
 }
@@ -53,9 +50,7 @@ impl Config {
                 Some(_) => {}
             }
         }
-        if self.tls_certificate.is_some() != self.tls_key.is_some() {
-            problems.push("`api.tls_certificate` and `api.tls_key` need each other".to_owned());
-        }
+        problems.extend(self.tls.validate("api.tls"));
         for host in &self.allowed_hosts {
             if host.is_empty() || !host.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
                 problems.push(format!(
@@ -75,11 +70,11 @@ impl Config {
     /// Valid values that are probably not intended.
     pub fn warnings(&self) -> Vec<String> {
         let Some(host) = self.listen.as_deref().and_then(host_of) else { return Vec::new() };
-        if is_loopback(host) || self.tls_certificate.is_some() {
+        if is_loopback(host) || self.tls.is_enabled() {
             return Vec::new();
         }
         vec![
-            "`api.listen` is reached by other machines without TLS: tokens and messages are readable on the way; set `api.tls_certificate` and `api.tls_key`, or let a mesh encrypt".to_owned(),
+            "`api.listen` is reached by other machines without TLS: tokens and messages are readable on the way; set `api.tls.certificate` and `api.tls.key`, or let a mesh encrypt".to_owned(),
         ]
     }
 
@@ -90,16 +85,11 @@ impl Config {
 
     /// Resolves relative paths against this directory.
     pub fn resolve_paths(&mut self, base: &Path) {
-        let files = [&mut self.token_file, &mut self.tls_certificate, &mut self.tls_key];
-        for file in files.into_iter().flatten() {
+        if let Some(file) = &mut self.token_file {
             *file = base.join(&*file);
         }
+        self.tls.resolve_paths(base);
     }
-}
-
-fn is_loopback(host: &str) -> bool {
-    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    host == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 #[cfg(test)]
@@ -115,12 +105,12 @@ mod tests {
         assert!(open.warnings()[0].contains("without TLS"));
         let wrong = Config {
             listen: Some("9094".into()),
-            tls_key: Some("key.pem".into()),
+            tls: ListenerConfig { key: Some("key.pem".into()), ..ListenerConfig::default() },
             allowed_hosts: vec!["*".into()],
             max_connections: 1,
             ..Config::default()
         };
-        let keys = ["listen", "tls_certificate", "allowed_hosts", "max_connections"];
+        let keys = ["listen", "tls.certificate", "allowed_hosts", "max_connections"];
         let problems = wrong.validate();
         assert_eq!(problems.len(), keys.len(), "{problems:#?}");
         for (problem, key) in problems.iter().zip(keys) {

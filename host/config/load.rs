@@ -259,9 +259,10 @@ impl ConfigSource<'_> {
 pub(super) fn holds_secret(path: &[String]) -> bool {
     let inside =
         |section: &[&str]| path.len() >= section.len() && path.iter().zip(section).all(|(a, b)| a == b);
+    let is_tls = path.get(1).is_some_and(|section| section == "tls");
     let telling = ["password", "secret", "token", "key"];
     let named = path.last().is_some_and(|key| telling.iter().any(|word| key.contains(word)));
-    inside(&["kafka", "properties"]) || inside(&["redis", "url"]) || inside(&["comets", "tls"]) || named
+    inside(&["kafka", "properties"]) || inside(&["redis", "url"]) || is_tls || named
 }
 
 /// Whether the value of this key is a secret itself, not a list, a limit or the name of a file.

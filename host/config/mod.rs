@@ -175,6 +175,7 @@ impl Config {
     fn warnings(&self) -> Vec<String> {
         let mut warnings = self.kafka.warnings();
         warnings.extend(self.delivery.warnings());
+        warnings.extend(self.admin.warnings());
         warnings.extend(self.api.warnings());
         if self.comets.connect_timeout > self.delivery.request_timeout {
             warnings.push(format!(

@@ -19,6 +19,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +31,7 @@ use crate::http_server::listener::{Establish, Listen};
 use crate::http_server::peer::Peer;
 use crate::http_server::refusals::{RefusalReason, Refusals};
 use crate::http_server::response_budget::ResponseBudget;
+use crate::http_server::tls::{Certificate, TlsListener};
 
 /// Maximum size of a request head, in bytes.
 const MAX_HEAD: usize = 32 * 1024;
@@ -76,6 +78,19 @@ impl Server {
     /// Speaks HTTP/2 as well.
     pub(crate) fn with_http2(self) -> Self {
         Self { http2: true, ..self }
+    }
+
+    /// As [`Server::serve`], over TLS if there is a certificate.
+    pub(crate) async fn serve_tcp(
+        self,
+        listener: TcpListener,
+        certificate: Option<Arc<Certificate>>,
+        shutdown: CancellationToken,
+    ) {
+        match certificate {
+            Some(certificate) => self.serve(TlsListener::new(listener, certificate), shutdown).await,
+            None => self.serve(listener, shutdown).await,
+        }
     }
 
     /// Accepts and serves until the shutdown.

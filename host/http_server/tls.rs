@@ -1,66 +1,130 @@
-//! TLS for a listener, through the system's OpenSSL. Certificate and key are read again when they change;
-//! existing connections keep theirs.
+//! TLS for a listener. Its files are read again when they change; existing connections keep theirs.
+//!
+//! With authorities of clients, a client without a certificate of one of them does not get past the
+//! handshake: nothing that it sends is read. What a client may do is up to tokens either way.
 
 use std::io;
-use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use openssl::pkey::PKey;
-use openssl::ssl::{AlpnError, Ssl, SslAcceptor, SslMethod, select_next_proto};
-use openssl::x509::X509;
+use openssl::ssl::{AlpnError, Ssl, SslAcceptor, SslMethod, SslVerifyMode, select_next_proto};
+use openssl::stack::Stack;
+use openssl::x509::X509Name;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
 use tokio_openssl::SslStream;
 
 use crate::http_server::listener::{Establish, Listen};
 use crate::http_server::peer::Peer;
 use crate::reloaded::{InvalidContent, ReloadError, Reloaded, SourceFile};
+use crate::tls::ListenerConfig;
+use crate::tls::expiry::Validity;
+use crate::tls::pem::{self, PemError};
 
 /// The protocols by ALPN, each with its length in front.
 const PROTOCOLS: &[u8] = b"\x02h2\x08http/1.1";
+const HTTP1: &[u8] = b"\x08http/1.1";
 
-/// A certificate with its key.
-pub(crate) struct Certificate(Reloaded<SslAcceptor>);
+/// Sessions are resumed by this listener only, with the authorities under which they began.
+const SESSIONS: &[u8] = b"halley";
+
+/// How long a client may take to read why its handshake failed, and how many KiB it may still send.
+const LAST_ALERT: Duration = Duration::from_secs(1);
+const MOST_UNREAD: usize = 64;
+
+/// A certificate with its key, and the authorities of clients.
+pub(crate) struct Certificate {
+    /// The section of the configuration, such as `[admin.tls]`.
+    section: &'static str,
+    files: Reloaded<SslAcceptor>,
+}
 
 impl Certificate {
-    /// Reads PEM files: the certificate with its chain, and its private key.
+    /// Reads the files of a listener that speaks HTTP/1 only; `None` if it does not speak TLS.
     ///
     /// # Errors
     /// If they cannot be read, or do not belong together.
-    pub(crate) async fn load(certificate: &Path, key: &Path) -> Result<Arc<Self>, ReloadError> {
-        let file = |path: &Path, is_secret| SourceFile { path: path.to_owned(), is_secret };
-        let files = vec![file(certificate, false), file(key, true)];
-        Ok(Arc::new(Self(Reloaded::load("[api] tls_certificate, tls_key", files, acceptor).await?)))
+    pub(crate) async fn load(
+        section: &'static str,
+        config: &ListenerConfig,
+    ) -> Result<Option<Arc<Self>>, ReloadError> {
+        Self::load_for(section, config, |contents| acceptor(contents, HTTP1)).await
     }
-}
 
-impl Certificate {
+    /// As [`Certificate::load`], for a listener that speaks HTTP/2 as well.
+    ///
+    /// # Errors
+    /// As [`Certificate::load`].
+    pub(crate) async fn load_with_http2(
+        section: &'static str,
+        config: &ListenerConfig,
+    ) -> Result<Option<Arc<Self>>, ReloadError> {
+        Self::load_for(section, config, |contents| acceptor(contents, PROTOCOLS)).await
+    }
+
+    async fn load_for(
+        section: &'static str,
+        config: &ListenerConfig,
+        parse: fn(&[String]) -> Result<SslAcceptor, InvalidContent>,
+    ) -> Result<Option<Arc<Self>>, ReloadError> {
+        let (Some(certificate), Some(key)) = (&config.certificate, &config.key) else { return Ok(None) };
+        let file = |path: &std::path::Path, is_secret| SourceFile { path: path.to_owned(), is_secret };
+        let mut files = vec![file(certificate, false), file(key, true)];
+        files.extend(config.client_ca.as_deref().map(|path| file(path, false)));
+        let files = Reloaded::load(section, files, parse).await?;
+        Ok(Some(Arc::new(Self { section, files })))
+    }
+
     /// Looks at the files, if that is due.
     pub(crate) async fn look(&self) {
-        drop(self.0.current().await);
+        drop(self.files.current().await);
     }
 
-    /// Why the files cannot be used as they are now.
+    /// Why the files cannot be used as they are now, or why clients refuse the certificate.
     pub(crate) fn problem(&self) -> Option<String> {
-        self.0.problem()
+        self.files.problem().or_else(|| {
+            let acceptor = self.files.last();
+            let validity = Validity::of(acceptor.context().certificate()?, SystemTime::now()).ok()?;
+            (!validity.is_valid()).then(|| format!("the certificate of `{}`: {validity}", self.section))
+        })
     }
 }
 
-fn acceptor(contents: &[String]) -> Result<SslAcceptor, InvalidContent> {
-    let [certificate, key] = contents else { return Err("two files are expected".into()) };
+/// `contents` are certificate, key and perhaps the authorities of clients.
+fn acceptor(contents: &[String], protocols: &'static [u8]) -> Result<SslAcceptor, InvalidContent> {
+    let (certificate, key, client_ca) = match contents {
+        [certificate, key] => (certificate, key, None),
+        [certificate, key, client_ca] => (certificate, key, Some(client_ca)),
+        _ => return Err("two or three files are expected".into()),
+    };
     let mut builder = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server())?;
-    let mut chain = X509::stack_from_pem(certificate.as_bytes())?.into_iter();
-    let own = chain.next().ok_or("the certificate file has no certificate in PEM")?;
-    builder.set_certificate(&own)?;
-    for issuer in chain {
-        builder.add_extra_chain_cert(issuer)?;
+    pem::use_identity(&mut builder, certificate, key)?;
+    if let Some(client_ca) = client_ca {
+        require_certificates(&mut builder, client_ca)?;
     }
-    let key = PKey::private_key_from_pem(key.as_bytes())?;
-    // Fails only for a key of another certificate.
-    builder.set_private_key(&key).map_err(|_| "the key does not belong to the certificate")?;
-    builder
-        .set_alpn_select_callback(|_, offered| select_next_proto(PROTOCOLS, offered).ok_or(AlpnError::NOACK));
+    builder.set_session_id_context(SESSIONS)?;
+    builder.set_alpn_select_callback(move |_, offered| {
+        select_next_proto(protocols, offered).ok_or(AlpnError::NOACK)
+    });
     Ok(builder.build())
+}
+
+/// Refuses clients without a certificate of one of these authorities.
+fn require_certificates(
+    builder: &mut openssl::ssl::SslAcceptorBuilder,
+    client_ca: &str,
+) -> Result<(), PemError> {
+    builder.set_verify_cert_store(pem::authorities("client_ca", client_ca)?)?;
+    // Tells clients with several certificates which of them to show.
+    let mut names: Stack<X509Name> = Stack::new()?;
+    for authority in pem::certificates("client_ca", client_ca)? {
+        names.push(authority.subject_name().to_owned()?)?;
+    }
+    builder.set_client_ca_list(names);
+    builder.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
+    Ok(())
 }
 
 /// A TCP listener that speaks TLS.
@@ -94,10 +158,51 @@ impl Establish for TlsAccepted {
     type Stream = SslStream<TcpStream>;
 
     async fn establish(self) -> io::Result<Self::Stream> {
-        let acceptor = self.certificate.0.current().await;
+        let acceptor = self.certificate.files.current().await;
         let ssl = Ssl::new(acceptor.context())?;
         let mut stream = SslStream::new(ssl, self.stream)?;
-        Pin::new(&mut stream).accept().await.map_err(io::Error::other)?;
-        Ok(stream)
+        let section = self.certificate.section;
+        match Pin::new(&mut stream).accept().await {
+            Ok(()) => Ok(stream),
+            Err(error) => {
+                let why = HandshakeError::of(section, stream.ssl(), &error);
+                drop(timeout(LAST_ALERT, let_read(stream.get_mut())).await);
+                Err(io::Error::other(why))
+            }
+        }
+    }
+}
+
+/// Closes a connection so that the client receives the alert that says why: closing it with bytes
+/// unread would discard what was sent.
+async fn let_read(stream: &mut TcpStream) {
+    drop(stream.shutdown().await);
+    let mut unread = [0; 1024];
+    for _ in 0..MOST_UNREAD {
+        if !stream.read(&mut unread).await.is_ok_and(|length| length > 0) {
+            return;
+        }
+    }
+}
+
+/// Why a handshake failed.
+#[derive(Debug, thiserror::Error)]
+enum HandshakeError {
+    #[error("the client's certificate is refused: {why}; check `{section} client_ca`")]
+    Certificate { section: &'static str, why: &'static str },
+    #[error("TLS handshake failed: {why}; `{section}` requires TLS")]
+    Other { section: &'static str, why: String },
+}
+
+impl HandshakeError {
+    fn of(section: &'static str, ssl: &openssl::ssl::SslRef, error: &openssl::ssl::Error) -> Self {
+        let verified = ssl.verify_result();
+        if verified != openssl::x509::X509VerifyResult::OK {
+            return Self::Certificate { section, why: verified.error_string() };
+        }
+        // The reason alone: the rest of OpenSSL's text is for its own developers.
+        let reasons = error.ssl_error().map(|stack| stack.errors().iter().filter_map(|error| error.reason()));
+        let why = reasons.and_then(|mut reasons| reasons.next()).map(str::to_owned);
+        Self::Other { section, why: why.unwrap_or_else(|| error.to_string()) }
     }
 }

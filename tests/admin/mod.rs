@@ -2,6 +2,7 @@
 
 mod access;
 mod load;
+mod tls;
 mod tokens;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

@@ -6,7 +6,7 @@ use openssl::ssl::{SslConnector, SslMethod, SslVerifyMode};
 use serde_json::json;
 
 use super::{api_of, call, with_api};
-use crate::support::certificates::Certificate;
+use crate::support::certificates::{Certificate, EXPIRED, VALID};
 use crate::support::gateway::quoted;
 use crate::support::http::{Answer, send};
 use crate::support::redis::Redis;
@@ -107,7 +107,7 @@ async fn tls_certificates_are_replaced_without_a_restart() {
     let file = |name: &str| quoted(&files.path().join(name).display().to_string());
     let (_, settings) = with_api("inbox-tls", &redis).await;
     let settings =
-        settings.set("api", "tls_certificate", file("tls.crt")).set("api", "tls_key", file("tls.key"));
+        settings.set("api.tls", "certificate", file("tls.crt")).set("api.tls", "key", file("tls.key"));
     let gateway = settings.start().await;
     let api = api_of(&gateway).await;
     assert_eq!(handshake(&api).await, ("first".to_owned(), "h2".to_owned()), "gRPC clients require ALPN");
@@ -125,10 +125,49 @@ async fn tls_certificates_are_replaced_without_a_restart() {
     // Readiness warns even while nobody connects.
     std::fs::write(files.path().join("tls.crt"), "no certificate").expect("a file");
     let warned = async || gateway.get("/readyz").await.json()["warnings"].to_string();
-    let is_told = async || warned().await.contains("`[api] tls_certificate, tls_key`").then_some(());
+    let is_told = async || warned().await.contains("[api.tls]").then_some(());
     eventually("a warning", PATIENCE, is_told).await;
     assert_eq!(handshake(&api).await.0, "second", "what was read before stays");
     certificate(files.path(), "third");
-    let is_clear = async || (!warned().await.contains("tls_")).then_some(());
+    let is_clear = async || (!warned().await.contains("tls")).then_some(());
     eventually("no warning", PATIENCE, is_clear).await;
+}
+
+#[tokio::test]
+async fn the_api_can_require_certificates_of_its_clients() {
+    let (redis, files) = (Redis::start().await, folder("api-mtls"));
+    let (authority, clients) = (Certificate::authority("servers"), Certificate::authority("comets"));
+    authority.issue("localhost", VALID).write(files.path(), "own");
+    clients.write(files.path(), "clients");
+    let tokens = files.path().join("tokens.toml");
+    secret(&tokens, TOKENS);
+    let file = |name: &str| quoted(&files.path().join(name).display().to_string());
+    let (_, settings) = with_api("inbox-mtls", &redis).await;
+    let settings = settings
+        .set("api", "token_file", file("tokens.toml"))
+        .set("api.tls", "certificate", file("own.pem"))
+        .set("api.tls", "key", file("own.key"))
+        .set("api.tls", "client_ca", file("clients.pem"));
+    let gateway = settings.start().await;
+    let api = api_of(&gateway).await.replace("127.0.0.1", "localhost");
+    let trusted = authority.certificate.to_pem().expect("PEM");
+    let get = async |client: Option<&Certificate>, token: &str| {
+        let trusted = reqwest::Certificate::from_pem(&trusted).expect("an authority");
+        let mut https = reqwest::Client::builder().no_proxy().tls_certs_only([trusted]);
+        if let Some(client) = client {
+            let key = client.key.private_key_to_pem_pkcs8().expect("PEM");
+            let own = client.certificate.to_pem().expect("PEM");
+            https = https.identity(reqwest::Identity::from_pkcs8_pem(&own, &key).expect("an identity"));
+        }
+        let request = https.build().expect("a client").get(format!("https://{api}/v1/inbox/eu-ann"));
+        request.bearer_auth(token).send().await.map(|answer| answer.status().as_u16()).ok()
+    };
+    let token = "comets-0123456789";
+    assert_eq!(get(Some(&clients.issue("comet", VALID)), token).await, Some(200));
+    assert_eq!(get(Some(&clients.issue("comet", VALID)), "nonsense-0123456789").await, Some(401));
+    let stranger = Certificate::authority("strangers").issue("comet", VALID);
+    for refused in [None, Some(&clients.issue("comet", EXPIRED)), Some(&stranger)] {
+        assert_eq!(get(refused, token).await, None, "refused in the handshake");
+    }
+    assert_eq!(gateway.metric(r#"halley_api_refused_total{reason="tls"}"#).await, Some(3.0));
 }

@@ -1,7 +1,7 @@
 //! The plan: which modules, parts of `policy` and foreign crates each module may use.
 
 /// Every module may use these; they use no other module.
-pub(super) const COMMON: [&str; 11] = [
+pub(super) const COMMON: [&str; 12] = [
     "files",
     "telemetry",
     "panics",
@@ -13,6 +13,7 @@ pub(super) const COMMON: [&str; 11] = [
     "blocking",
     "schema",
     "reloaded",
+    "tls",
 ];
 
 /// Each module with its allowed dependencies.
@@ -32,6 +33,7 @@ pub(super) const ALLOWED_DEPENDENCIES: &[(&str, &[&str])] = &[
     ("backoff", &[]),
     ("expiring", &[]),
     ("time", &[]),
+    ("tls", &[]),
     ("blocking", &[]),
     ("kafka", &["message"]),
     ("redis_client", &[]),
@@ -129,6 +131,7 @@ pub(super) const ALLOWED_DEPENDENCIES: &[(&str, &[&str])] = &[
             "message",
             "membership",
             "decision",
+            "digest",
             "kafka",
             "wasm",
             "artifact",
@@ -223,7 +226,7 @@ pub(super) const CONFINED_CRATES: &[(&str, &[&str])] = &[
     ("ed25519_dalek", &["artifact"]),
     ("tonic", &["comets", "api", "cli"]),
     ("axum", &["admin", "api", "http_server"]),
-    ("openssl", &["http_server", "comets"]),
+    ("openssl", &["tls", "http_server", "comets"]),
     ("tonic_reflection", &["api"]),
     ("landlock", &["sandbox"]),
     ("hyper", &["http_server"]),

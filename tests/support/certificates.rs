@@ -22,13 +22,20 @@ pub struct Certificate {
 
 /// From when to when a certificate is valid, in days from now.
 pub const VALID: (i64, i64) = (-1, 1);
+/// The same for one that nobody has to renew soon.
+pub const LONG: (i64, i64) = (-1, 90);
 /// The same for one that is not valid any more.
 pub const EXPIRED: (i64, i64) = (-3, -1);
 
 impl Certificate {
     /// An authority that certifies itself.
     pub fn authority(name: &str) -> Self {
-        Self::new(name, None, VALID)
+        Self::authority_for(name, VALID)
+    }
+
+    /// The same, for these days.
+    pub fn authority_for(name: &str, valid: (i64, i64)) -> Self {
+        Self::new(name, None, valid)
     }
 
     /// A certificate of this authority for a host name.

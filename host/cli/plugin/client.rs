@@ -6,17 +6,18 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use reqwest::{Client, Method, RequestBuilder, StatusCode, Url};
+use reqwest::{Method, RequestBuilder, StatusCode, Url};
 use serde_json::Value;
 
 use crate::admin;
-use crate::cli::runtime;
+use crate::cli::client_tls::ClientTlsArgs;
+use crate::cli::{runtime, usage};
 use crate::files::{self, ReadError};
 
 /// Selects a gateway and authenticates.
 #[derive(Debug, clap::Args)]
 pub(super) struct GatewayArgs {
-    /// The admin listener of the gateway: its URL, or `unix:PATH` for its `[admin] socket`.
+    /// The admin listener of the gateway: its URL (`https://` with `[admin.tls]`), or `unix:PATH` for its `[admin] socket`.
     ///
     /// Over the socket, the gateway's own user and root are allowed everything without a token. For a
     /// URL on this machine and without a token, the socket of a gateway of this user is used where
@@ -26,6 +27,8 @@ pub(super) struct GatewayArgs {
     /// A file with the admin token. Default: the environment variable HALLEY_ADMIN_TOKEN, if set.
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    #[command(flatten)]
+    tls: ClientTlsArgs,
 }
 
 /// The address of a gateway.
@@ -103,7 +106,12 @@ impl GatewayArgs {
         let token = self.token()?;
         let endpoint = self.gateway.clone();
         let endpoint = if token.is_none() { endpoint.prefer_socket() } else { endpoint };
-        let client = Client::builder().timeout(DEADLINE).connect_timeout(Duration::from_secs(10)).no_proxy();
+        if self.tls.is_given() && matches!(&endpoint, GatewayEndpoint::Tcp(url) if url.scheme() != "https") {
+            return usage(
+                "`--ca`, `--cert` and `--key` need a gateway whose address begins with https://; see `--gateway`",
+            );
+        }
+        let client = self.tls.client()?.timeout(DEADLINE).connect_timeout(Duration::from_secs(10));
         let (client, mut url) = match endpoint {
             GatewayEndpoint::Tcp(url) => (client, url),
             GatewayEndpoint::Unix(path) => (client.unix_socket(path), Url::parse("http://localhost")?),
@@ -119,9 +127,11 @@ impl GatewayArgs {
     }
 
     async fn exchange(&self, request: RequestBuilder) -> anyhow::Result<Value> {
+        let is_https = matches!(&self.gateway, GatewayEndpoint::Tcp(url) if url.scheme() == "https");
+        let tls = if is_https { "; check also `--ca`, `--cert` and `--key`" } else { "" };
         let remedy = || {
             format!(
-                "gateway unreachable at {}; is it running, and is `--gateway` its [admin] listen?",
+                "gateway unreachable at {}; is it running, and is `--gateway` its [admin] listen{tls}?",
                 self.gateway
             )
         };
