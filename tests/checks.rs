@@ -5,11 +5,14 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
+use crate::support::certificates::{Certificate, EXPIRED, LONG, VALID};
 use crate::support::comet::FakeComet;
-use crate::support::gateway::{Gateway, gateway, quoted};
+use crate::support::gateway::{Gateway, Plugin, gateway, quoted};
 use crate::support::kafka::kafka;
 use crate::support::redis::Redis;
-use crate::support::{folder, free_port, secret, unique};
+use crate::support::registry::Registry;
+use crate::support::{folder, free_port, repository, secret, unique};
+use crate::tls::in_front_of;
 
 /// Runs `halley` with these arguments and variables in this folder.
 fn halley(folder: &std::path::Path, args: &[&str], environment: &[(&str, &str)]) -> Output {
@@ -53,6 +56,13 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[redis]\nurl = \"redis://u:hunter2@h:x\"", "[redis] url is invalid"),
     ("[comets]\nnodes = [\"ftp://comet:50051\"]", "`comets.nodes`"),
     ("[comets.tls]\ncertificate = \"gateway.pem\"", "`comets.tls.key` need each other"),
+    (
+        "[admin.tls]\ncertificate = \"halley.toml\"\nkey = \"halley.toml\"",
+        "halley.toml cannot be used: the file of `admin.tls.certificate` has no certificate in PEM",
+    ),
+    ("[comets.tls]\nca = \"missing.pem\"", "`comets.tls.ca` "),
+    ("[admin.tls]\ncertificate = \"gateway.pem\"", "`admin.tls.key` need each other"),
+    ("[api.tls]\nclient_ca = \"clients.pem\"", "`api.tls.client_ca` needs `api.tls.certificate`"),
     ("[policies]\nstate_dir = \"halley.toml/state\"", "`policies.state_dir`"),
     ("[admin]\ntoken_file = \"nowhere\"", "nowhere cannot be read"),
     ("[admin]\ntoken_file = \"halley.toml\"\n[log]\nlevel = \"x\"", "`log.level`"),
@@ -82,6 +92,11 @@ fn probable_mistakes_are_reported_as_warnings() {
     for (toml, environment, expected) in [
         ("[kafka]\nsession_timeout = \"1s\"", None, "group.min.session.timeout.ms"),
         ("[delivery]\nmax_in_flight_bytes = \"256\"", None, "is 256 bytes"),
+        (
+            "[admin]\nlisten = \"0.0.0.0:9093\"",
+            Some(("HALLEY_ADMIN_TOKEN", "0123456789abcdef")),
+            "tokens travel in the clear",
+        ),
         ("", Some(("HALLEY_KAFKA_GROUP", "g")), "HALLEY_KAFKA_GROUP: is ignored; write HALLEY__KAFKA__GROUP"),
     ] {
         let (code, said) = check(toml, &[], environment.as_slice());
@@ -232,4 +247,123 @@ async fn a_group_of_the_next_generation_delivers() {
     let told = probes.is_some_and(|(_, ok, text)| !*ok && text.contains("check `[admin] probe_listen`"));
     assert!(told, "{found:#?}");
     assert!(running.sigterm().await.success());
+}
+
+/// A Redis user that may do everything but keep lists of comets.
+async fn without_sorted_sets(redis: &Redis) -> String {
+    let mut user = redis::cmd("ACL");
+    user.arg(&["SETUSER", "halley", "on", ">secret", "~*", "&*", "+@all", "-zadd"]);
+    redis.run::<()>(user).await;
+    redis.url().replace("redis://", "redis://halley:secret@")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connecting_names_every_planted_mistake() {
+    let (redis, comet, files) = (Redis::start().await, FakeComet::start().await, folder("planted"));
+    let topic = kafka().topic("planted", 1).await;
+    let authority = Certificate::authority_for("comets", LONG);
+    authority.write(files.path(), "ca");
+    authority.issue("halley", LONG).write(files.path(), "long");
+    authority.issue("halley", VALID).write(files.path(), "soon");
+    authority.issue("halley", EXPIRED).write(files.path(), "expired");
+    let foreign = Certificate::authority_for("others", EXPIRED);
+    foreign.write(files.path(), "expired-ca");
+    let stranger = Certificate::authority("strangers").issue("comet", LONG);
+    let soon = in_front_of(&comet, &authority.issue("comet", VALID), None).await;
+    let wrong = in_front_of(&comet, &stranger, None).await;
+    let file = |name: &str| quoted(&files.path().join(name).display().to_string());
+    let nobody = free_port();
+    let properties = format!("{{ \"ssl.ca.location\" = {} }}", file("expired-ca.pem"));
+    let archive =
+        format!("mysql://ann:hunter2@127.0.0.1:{nobody}/halley?ssl-ca={}/ca.pem", files.path().display());
+    let settings = gateway(&topic)
+        .set("redis", "url", quoted(&without_sorted_sets(&redis).await))
+        .node_at(format_args!("https://{}", soon.address))
+        .node_at(format_args!("https://{}", wrong.address))
+        .set("comets.tls", "ca", file("ca.pem"))
+        .set("comets.tls", "server_name", quoted("comet"))
+        .set("comets.tls", "certificate", file("long.pem"))
+        .set("comets.tls", "key", file("long.key"))
+        .set("admin.tls", "certificate", file("expired.pem"))
+        .set("admin.tls", "key", file("expired.key"))
+        .set("api.tls", "certificate", file("soon.pem"))
+        .set("api.tls", "key", file("soon.key"))
+        .set("kafka", "properties", properties)
+        .set("archive", "url", quoted(&archive));
+    let (code, found) = connect(settings).await;
+    assert_eq!(code, Some(1), "{found:#?}");
+    let path = |name: &str| files.path().join(name).display().to_string();
+    for (subject, ok, expected) in [
+        ("directory".to_owned(), false, "`ZADD` on `halley:*`"),
+        (format!("comet https://{}", soon.address), true, "connects, certificate expires at"),
+        (format!("comet https://{}", wrong.address), false, "the comet's certificate is refused"),
+        ("archive database".to_owned(), false, "is unreachable"),
+        (format!("certificate {} (comets.tls.ca)", path("ca.pem")), true, "valid until"),
+        (format!("certificate {} (comets.tls.certificate)", path("long.pem")), true, "valid until"),
+        (format!("certificate {} (admin.tls.certificate)", path("expired.pem")), false, "expired at"),
+        (format!("certificate {} (api.tls.certificate)", path("soon.pem")), true, "within 30 days; renew it"),
+        (
+            format!("certificate {} (kafka.properties ssl.ca.location)", path("expired-ca.pem")),
+            false,
+            "expired at",
+        ),
+        (format!("certificate {} (archive.url ssl-ca)", path("ca.pem")), true, "valid until"),
+    ] {
+        let about = found.iter().find(|(about, ..)| *about == subject);
+        let is_named = about.is_some_and(|(_, is_ok, text)| *is_ok == ok && text.contains(expected));
+        assert!(is_named, "{subject}: {expected}: {found:#?}");
+    }
+    assert!(!format!("{found:?}").contains("hunter2"), "no password is told: {found:#?}");
+
+    // What would prevent a start needs no connection to be found.
+    let mixed = gateway(&topic).set("api.tls", "certificate", file("soon.pem")).set(
+        "api.tls",
+        "key",
+        file("long.key"),
+    );
+    let (code, said) = check(&mixed.toml(), &[], &[]);
+    assert!(code == Some(2) && said.contains("the key does not belong to the certificate"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connecting_asks_registries_and_warns_of_certificates_that_expire_soon() {
+    let files = folder("expires");
+    let topic = kafka().topic("expires", 1).await;
+    Certificate::authority("admin").issue("halley", VALID).write(files.path(), "soon");
+    let file = |name: &str| quoted(&files.path().join(name).display().to_string());
+    let settings = gateway(&topic).set("admin.tls", "certificate", file("soon.pem")).set(
+        "admin.tls",
+        "key",
+        file("soon.key"),
+    );
+    let (toml, story) = (settings.toml(), "connecting_asks_registries");
+    let run = |toml: String| {
+        let run = move || check(&toml, &["--connect"], &[]);
+        async { tokio::task::spawn_blocking(run).await.expect("it does not panic") }
+    };
+    let (code, said) = run(toml).await;
+    let warned = said.contains("halley: warning: certificate ") && said.contains("within 30 days; renew it");
+    assert!(code == Some(0) && warned, "{said}");
+
+    let Some(mut registry) = Registry::start(story, false).await else { return };
+    let wasm =
+        std::fs::read(repository("plugins/dist/keyword_filter.wasm")).expect("`make plugins` built it");
+    let reference = registry.push("team/policy", &wasm, serde_json::json!({})).await;
+    let words = serde_json::json!({ "words": ["x"] });
+    let settings = gateway(&topic)
+        .set("policies", "state_dir", file("state"))
+        .plugin(Plugin::new("p", &reference).config(&words));
+    let subject = format!("plugin p from {reference}");
+    let (code, found) = connect(settings.clone()).await;
+    let is_there = (subject.clone(), true, "it is there".to_owned());
+    assert!(code == Some(0) && found.contains(&is_there), "{found:#?}");
+
+    // A gateway has it cached; others would miss it.
+    let running = settings.clone().start().await;
+    assert!(running.sigterm().await.success());
+    registry.stop();
+    let (code, found) = connect(settings).await;
+    let gone = found.iter().find(|(about, ..)| *about == subject);
+    let is_told = gone.is_some_and(|(_, ok, text)| !ok && text.contains("cannot be found"));
+    assert!(code == Some(1) && is_told, "{found:#?}");
 }

@@ -152,6 +152,23 @@ async fn denied_kafka_permissions_are_named_until_granted() {
         assert!(!ok && named, "{subject}: {text}");
     }
     readiness(&gateway, &["not authorized for", "grant the gateway's user READ"]).await;
+    // Reading is not writing.
+    kafka.grant_operation("topic", &dead, "Describe").await;
+    kafka.grant_operation("topic", &dead, "Read").await;
+    kafka.grant_operation("topic", &topic, "Describe").await;
+    let wanted = [
+        (format!("dead-letter topic {dead}"), "not authorized to write it; grant the gateway's user write"),
+        (format!("topic {topic}"), "not authorized to read it; grant the gateway's user read"),
+    ];
+    eventually("check to name what is missing", PATIENCE, async || {
+        let (_, found) = connect(settings.clone()).await;
+        let is_named = |(subject, text): &(String, &str)| {
+            let (ok, said) = about(&found, subject);
+            !ok && said.contains(text)
+        };
+        wanted.iter().all(is_named).then_some(())
+    })
+    .await;
     for topic in [&topic, &dead, &notify] {
         kafka.grant(Right::Topic(topic)).await;
     }

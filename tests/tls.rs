@@ -20,12 +20,12 @@ use crate::support::{PATIENCE, eventually, folder};
 const COMET: &str = "comet.example";
 
 /// Speaks TLS in front of a comet, as an operator's proxy would.
-struct TlsProxy {
-    address: SocketAddr,
+pub struct TlsProxy {
+    pub address: SocketAddr,
     _serving: JoinSet<()>,
 }
 
-async fn in_front_of(comet: &FakeComet, own: &Certificate, clients: Option<&Certificate>) -> TlsProxy {
+pub async fn in_front_of(comet: &FakeComet, own: &Certificate, clients: Option<&Certificate>) -> TlsProxy {
     let mut builder = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server()).expect("TLS");
     builder.set_certificate(&own.certificate).expect("a certificate");
     builder.set_private_key(&own.key).expect("a key");

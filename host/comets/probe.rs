@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use futures_util::{StreamExt as _, stream};
@@ -12,15 +12,24 @@ use super::Config;
 use super::tls::TlsClient;
 use crate::message::CometAddr;
 use crate::reloaded::ReloadError;
+use crate::tls::expiry::Validity;
 
 /// Concurrent connection attempts.
 const AT_ONCE: usize = 32;
 /// Timeout of resolving a name.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// A comet that can be connected to.
+pub struct ProbedComet {
+    /// How.
+    pub text: String,
+    /// Whether it will not be for long: its certificate expires.
+    pub is_warning: bool,
+}
+
 /// Connects to every entry of `nodes` and `addresses`, and returns the result of each, in their
 /// order. A name with several addresses succeeds if all of them can be connected to.
-pub async fn probe(config: &Config) -> Vec<(CometAddr, anyhow::Result<String>)> {
+pub async fn probe(config: &Config) -> Vec<(CometAddr, anyhow::Result<ProbedComet>)> {
     let mut comets: Vec<CometAddr> = Vec::new();
     for comet in config.nodes.iter().chain(config.addresses.values()) {
         let comet = CometAddr::from(comet.as_str());
@@ -41,14 +50,14 @@ async fn connect(
     comet: &CometAddr,
     tls: &Result<Arc<TlsClient>, ReloadError>,
     within: Duration,
-) -> anyhow::Result<String> {
+) -> anyhow::Result<ProbedComet> {
     let checked = comet.address()?;
     let looked_up = tokio::time::timeout(LOOKUP_TIMEOUT, tokio::net::lookup_host(checked.authority()));
     let looked_up =
         looked_up.await.with_context(|| format!("its name was not resolved within {LOOKUP_TIMEOUT:?}"))?;
     let found: Vec<SocketAddr> = looked_up.context("its name cannot be resolved")?.collect();
     anyhow::ensure!(!found.is_empty(), "its name has no address");
-    let mut expiry = None;
+    let mut validity = None;
     for address in &found {
         let connected = tokio::time::timeout(within, TcpStream::connect(address)).await;
         let stream = connected
@@ -59,15 +68,16 @@ async fn connect(
             let stream =
                 tls.connect(checked.host(), stream, within).await.with_context(|| address.to_string())?;
             let certificate = stream.ssl().peer_certificate();
-            expiry = certificate
-                .map(|certificate| format!(", certificate valid until {}", certificate.not_after()));
+            validity = certificate.map(|shown| Validity::of(&shown, SystemTime::now())).transpose()?;
         }
     }
-    let expiry = expiry.unwrap_or_default();
-    Ok(match found.len() {
-        1 => format!("connects{expiry}"),
-        several => format!("connects to each of {several} addresses{expiry}"),
-    })
+    let certificate =
+        validity.as_ref().map_or_else(String::new, |validity| format!(", certificate {validity}"));
+    let text = match found.len() {
+        1 => format!("connects{certificate}"),
+        several => format!("connects to each of {several} addresses{certificate}"),
+    };
+    Ok(ProbedComet { text, is_warning: matches!(validity, Some(Validity::ExpiresSoon(_))) })
 }
 
 #[cfg(test)]

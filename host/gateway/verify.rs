@@ -43,7 +43,11 @@ pub async fn probe(config: &Config) -> Vec<ProbeResult> {
     };
     let kafka = kafka::probe(&config.kafka, &outputs);
     let (kafka, comets, archive) = tokio::join!(kafka, comets::probe(&config.comets), archive);
-    let comets = comets.into_iter().map(|(comet, found)| ProbeResult::new(format!("comet {comet}"), found));
+    let comets = comets.into_iter().map(|(comet, found)| {
+        let is_warning = found.as_ref().is_ok_and(|comet| comet.is_warning);
+        let found = found.map(|comet| comet.text);
+        ProbeResult::new(format!("comet {comet}"), found).as_warning(is_warning)
+    });
     kafka.into_iter().chain(archive).chain(comets).collect()
 }
 

@@ -19,6 +19,7 @@ mod probe;
 mod producer;
 mod record;
 mod record_writer;
+mod rights;
 mod skip;
 mod start;
 mod topic_ids;

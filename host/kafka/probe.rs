@@ -1,7 +1,7 @@
 //! Checks that a cluster has what the gateway needs: topics that exist and accept dead letters, and
 //! a group that this client may use. It changes nothing.
 //!
-//! It cannot check whether a topic may be written to; only writing shows that.
+//! Whether a topic may be read and written is what the brokers say of this client's ACLs, without trying.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::kafka::patterns::{self, PatternMatches, is_pattern};
+use crate::kafka::rights::TopicRights;
 use crate::kafka::{Config, REQUEST_TIMEOUT, blocking, log_line, refused, topic_reader};
 
 /// The result of one check.
@@ -24,12 +25,19 @@ pub struct ProbeResult {
     pub subject: String,
     /// What was found, or what is wrong and how to fix it.
     pub found: anyhow::Result<String>,
+    /// Whether what was found works now, and will not for long.
+    pub is_warning: bool,
 }
 
 impl ProbeResult {
     /// A result for a subject.
     pub fn new(subject: impl Into<String>, found: anyhow::Result<String>) -> Self {
-        Self { subject: subject.into(), found }
+        Self { subject: subject.into(), found, is_warning: false }
+    }
+
+    /// The same as a warning.
+    pub fn as_warning(self, is_warning: bool) -> Self {
+        Self { is_warning, ..self }
     }
 }
 
@@ -115,15 +123,15 @@ pub async fn probe(config: &Config, outputs: &[(&str, &str)]) -> Vec<ProbeResult
         probed.push(ProbeResult::new(format!("topics {pattern}"), found));
     }
     for topic in topics {
-        let found = cluster.topic(topic, false).await;
+        let found = cluster.consumed(topic).await;
         largest = largest.max(found.as_ref().map_or(0, |found| found.largest_record.unwrap_or(0)));
         probed.push(ProbeResult::new(format!("topic {topic}"), found.map(|found| found.to_string())));
     }
-    let dead = cluster.topic(&config.dead_letter_topic, true).await;
+    let dead = cluster.written(&config.dead_letter_topic).await;
     let dead = dead.and_then(|found| found.check_dead_letters(largest));
     probed.push(ProbeResult::new(format!("dead-letter topic {}", config.dead_letter_topic), dead));
     for (purpose, topic) in outputs {
-        let found = cluster.topic(topic, true).await.map(|found| found.to_string());
+        let found = cluster.written(topic).await.map(|found| found.to_string());
         probed.push(ProbeResult::new(format!("{purpose} topic {topic}"), found));
     }
     probed.push(ProbeResult::new(format!("group {}", config.group), cluster.group(config).await));
@@ -167,7 +175,7 @@ impl std::fmt::Display for TopicFacts {
 
 struct ClusterProbe {
     consumer: Arc<ProbeClient>,
-    admin: AdminClient<DefaultClientContext>,
+    admin: Arc<AdminClient<DefaultClientContext>>,
     /// Whether brokers create topics automatically.
     creates_topics: bool,
     /// The shortest and longest session timeout that the group's coordinator allows.
@@ -188,8 +196,8 @@ impl ClusterProbe {
             brokers.await.context("no broker reachable; check `[kafka] brokers`, and `security.protocol` and `sasl.*` in [kafka.properties]")?;
         let mut quiet = config.client();
         quiet.set_log_level(RDKafkaLogLevel::Emerg);
-        let mut cluster =
-            Self { consumer, admin: quiet.create().map_err(refused)?, creates_topics: false, sessions: None };
+        let admin = Arc::new(quiet.create().map_err(refused)?);
+        let mut cluster = Self { consumer, admin, creates_topics: false, sessions: None };
         if let Some(settings) =
             cluster.settings(&ResourceSpecifier::Broker(*brokers.first().unwrap_or(&0))).await
         {
@@ -220,6 +228,40 @@ impl ClusterProbe {
             largest_record: setting("max.message.bytes").and_then(|bytes| bytes.parse().ok()),
             compacted: setting("cleanup.policy").is_some_and(|policy| policy.contains("compact")),
         })
+    }
+
+    /// What is known of a consumed topic, which must exist and may be read.
+    async fn consumed(&self, topic: &str) -> anyhow::Result<TopicFacts> {
+        let found = self.topic(topic, false).await?;
+        let rights = self.rights(topic).await;
+        anyhow::ensure!(
+            rights.is_none_or(|rights| rights.may_read()),
+            "not authorized to read it; grant the gateway's user READ and DESCRIBE on the topic"
+        );
+        Ok(found)
+    }
+
+    /// What is known of a topic that is written, and made on first use.
+    async fn written(&self, topic: &str) -> anyhow::Result<TopicFacts> {
+        let found = self.topic(topic, true).await?;
+        // The rights on a topic that does not exist are not known.
+        if found.partitions.is_some() {
+            let rights = self.rights(topic).await;
+            anyhow::ensure!(
+                rights.is_none_or(|rights| rights.may_write()),
+                "not authorized to write it; grant the gateway's user WRITE and DESCRIBE on the topic"
+            );
+        }
+        Ok(found)
+    }
+
+    /// What this client may do with a topic, if the brokers say.
+    async fn rights(&self, topic: &str) -> Option<TopicRights> {
+        let topic = topic.to_owned();
+        let ask = move |admin: &AdminClient<DefaultClientContext>| {
+            Ok(TopicRights::ask(admin.inner(), &topic, REQUEST_TIMEOUT))
+        };
+        blocking(&self.admin, ask).await.ok()?
     }
 
     /// The topics that a pattern currently matches.

@@ -11,20 +11,33 @@ use super::{RedisClient, Refusal, Unavailable, refusal};
 const KEPT: u64 = 1_000;
 
 impl RedisClient {
-    /// Tries to write below the prefix as guards, shared state and inboxes do.
+    /// Tries to read and write below the prefix as guards, shared state, inboxes, histories and the list
+    /// of comets do.
     ///
     /// # Errors
     /// If it is denied, with the missing ACL rule, or if Redis is unreachable.
     pub async fn check_write_permission(&self) -> Result<(), Unavailable> {
         let key = |name: &str| format!("{}probe:{name}", self.prefix());
-        let (value, stream) = (key("value"), key("stream"));
+        let (value, stream, sorted) = (key("value"), key("stream"), key("sorted"));
         let tried = vec![
             redis::cmd("SET").arg(&value).arg(1).arg("PX").arg(KEPT).take(),
             redis::cmd("GET").arg(&value).take(),
+            redis::cmd("MGET").arg(&value).take(),
             redis::cmd("DEL").arg(&value).take(),
+            redis::cmd("UNLINK").arg(&value).take(),
             redis::cmd("XADD").arg(&stream).arg("MAXLEN").arg(1).arg("*").arg("probe").arg(1).take(),
             redis::cmd("XTRIM").arg(&stream).arg("MAXLEN").arg(1).take(),
             redis::cmd("PEXPIRE").arg(&stream).arg(KEPT).take(),
+            redis::cmd("XLEN").arg(&stream).take(),
+            redis::cmd("XINFO").arg("STREAM").arg(&stream).take(),
+            redis::cmd("XRANGE").arg(&stream).arg("-").arg("+").arg("COUNT").arg(1).take(),
+            redis::cmd("XREVRANGE").arg(&stream).arg("+").arg("-").arg("COUNT").arg(1).take(),
+            redis::cmd("ZADD").arg(&sorted).arg(1).arg("probe").take(),
+            redis::cmd("ZSCORE").arg(&sorted).arg("probe").take(),
+            redis::cmd("ZRANGE").arg(&sorted).arg(0).arg(0).take(),
+            redis::cmd("ZREVRANGEBYSCORE").arg(&sorted).arg("+inf").arg("-inf").take(),
+            redis::cmd("ZREMRANGEBYRANK").arg(&sorted).arg(1).arg(-1).take(),
+            redis::cmd("ZREMRANGEBYSCORE").arg(&sorted).arg("-inf").arg("+inf").take(),
         ];
         self.check_permission(tried, &format!("{}*", self.prefix())).await
     }
@@ -67,7 +80,10 @@ mod tests {
         let url = server.config().url.replace("redis://", "redis://halley:secret@");
         let client = client(&Config { url, ..server.config() });
         let refused = client.check_write_permission().await.expect_err("no right on halley:*").to_string();
-        assert!(refused.contains("`~halley:* +set +get +del +xadd +xtrim +pexpire`"), "{refused}");
+        assert!(
+            refused.contains("`~halley:* +set +get +mget +del +unlink +xadd +xtrim +pexpire +xlen"),
+            "{refused}"
+        );
         let health = client.ping().await.expect_err("it is remembered").to_string();
         assert!(health.contains("~halley:*"), "{health}");
         server.run(&user("~halley:*")).await;

@@ -5,59 +5,75 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
+use crate::blocking::run_blocking;
+use crate::cli::check::certificates;
+use crate::cli::check::result::CheckResult;
 use crate::comets::Fleet;
 use crate::config::Config;
 use crate::gateway::{self, Storage};
-
-/// The result of one probe.
-#[derive(serde::Serialize)]
-pub(super) struct CheckResult {
-    /// What was probed.
-    pub(super) subject: String,
-    /// Whether it is usable.
-    pub(super) ok: bool,
-    /// What was found, or what is wrong and how to fix it.
-    pub(super) text: String,
-}
+use crate::{artifact, files, policy, tls};
 
 /// Deadline of the directory.
 const DIRECTORY: Duration = Duration::from_secs(10);
 /// Deadline of a gateway's answer.
 const ANSWER: Duration = Duration::from_secs(2);
+/// Maximum size of a certificate's file, in bytes.
+const LONGEST_FILE: u64 = 1024 * 1024;
 
 /// Probes everything that the gateway needs.
 pub(super) async fn all(config: &Config) -> Vec<CheckResult> {
-    let listen = listener("admin listener", "listen", &config.admin.listen);
+    let listen = listener("admin listener", "listen", &config.admin.listen, &config.admin.tls);
     let probes = async {
         let address = config.admin.probe_listen.as_deref()?;
-        Some(listener("admin listener for probes", "probe_listen", address).await)
+        let plain = tls::ListenerConfig::default();
+        Some(listener("admin listener for probes", "probe_listen", address, &plain).await)
     };
     let replay = gateway::check_replay(config);
-    let (probed, directory, listen, probes, replay) =
-        tokio::join!(gateway::probe(config), directory(config), listen, probes, replay);
-    let of = |subject: String, found: anyhow::Result<String>| match found {
-        Ok(text) => CheckResult { subject, ok: true, text },
-        Err(error) => CheckResult { subject, ok: false, text: format!("{error:#}") },
-    };
-    let mut connected: Vec<_> = probed.into_iter().map(|probed| of(probed.subject, probed.found)).collect();
+    let (probed, directory, registries, listen, probes, replay) =
+        tokio::join!(gateway::probe(config), directory(config), registries(config), listen, probes, replay);
+    let mut connected: Vec<_> = probed
+        .into_iter()
+        .map(|probed| CheckResult { warning: probed.is_warning, ..of(probed.subject, probed.found) })
+        .collect();
     match directory {
         Ok((how, warning, fleet)) => {
             connected.push(of("directory".to_owned(), Ok(how)));
-            connected.extend(warning.map(|text| CheckResult {
-                subject: "directory".to_owned(),
-                ok: false,
-                text,
-            }));
+            connected.extend(warning.map(|text| of("directory".to_owned(), Err(anyhow::anyhow!(text)))));
             connected.extend(broadcasts(&fleet));
         }
         Err(error) => connected.push(of("directory".to_owned(), Err(error))),
     }
     connected.extend(replay.map(|found| of("replay on return".to_owned(), found)));
+    connected.extend(registries);
     connected.push(listen);
     connected.extend(probes);
+    connected.extend(certificates::all(config));
     connected
+}
+
+fn of(subject: String, found: anyhow::Result<String>) -> CheckResult {
+    let (ok, text) = match found {
+        Ok(text) => (true, text),
+        Err(error) => (false, format!("{error:#}")),
+    };
+    CheckResult { subject, ok, warning: false, text }
+}
+
+/// Whether the registries have the configured plugins. Asks them also for what is cached here: another
+/// gateway may have to fetch it.
+async fn registries(config: &Config) -> Vec<CheckResult> {
+    let plugins = config.plugin.iter().filter(|plugin| plugin.path.file().is_none()).cloned();
+    let (plugins, limits) = (plugins.collect::<Vec<_>>(), config.policies.registry.clone());
+    let ask = move || {
+        let asked = |plugin: policy::PluginConfig| {
+            let found = artifact::probe_registry(&plugin.path, &limits);
+            of(format!("plugin {} from {}", plugin.name, plugin.path), found.map_err(anyhow::Error::new))
+        };
+        plugins.into_iter().map(asked).collect()
+    };
+    run_blocking("asking registries", ask).await.unwrap_or_default()
 }
 
 /// Whether the directory answers, how rooms are read from it, why cached rooms are not exact, and the
@@ -65,7 +81,7 @@ pub(super) async fn all(config: &Config) -> Vec<CheckResult> {
 async fn directory(config: &Config) -> anyhow::Result<(String, Option<String>, Arc<Fleet>)> {
     let mut registry = Registry::default();
     let storage = Storage::open(config, &mut registry)?;
-    let check = storage.check(gateway::writes_to_redis(config, &[]));
+    let check = storage.check(gateway::writes_to_redis(config, &config.plugins()?));
     let Ok(how) = tokio::time::timeout(DIRECTORY, check).await else {
         anyhow::bail!("no answer within {DIRECTORY:?}; check `[redis] url`");
     };
@@ -75,7 +91,7 @@ async fn directory(config: &Config) -> anyhow::Result<(String, Option<String>, A
 
 /// What a BROADCAST would reach, and the fleet's warnings.
 fn broadcasts(fleet: &Fleet) -> Vec<CheckResult> {
-    let connected = |ok, text| CheckResult { subject: "comets".to_owned(), ok, text };
+    let connected = |ok, text| CheckResult { subject: "comets".to_owned(), ok, warning: false, text };
     let reach = fleet.reach();
     let caveat = reach.caveat().map_or_else(String::new, |caveat| format!("; {caveat}"));
     let warnings = fleet.warnings();
@@ -85,11 +101,11 @@ fn broadcasts(fleet: &Fleet) -> Vec<CheckResult> {
 
 /// Whether a listener of `[admin]` can be bound. If a gateway listens there already, it may be the one
 /// with this configuration.
-async fn listener(what: &str, key: &str, listen: &str) -> CheckResult {
-    let connected = |ok, text| CheckResult { subject: format!("{what} {listen}"), ok, text };
+async fn listener(what: &str, key: &str, listen: &str, tls: &tls::ListenerConfig) -> CheckResult {
+    let connected = |ok, text| CheckResult { subject: format!("{what} {listen}"), ok, warning: false, text };
     match TcpListener::bind(listen).await {
         Ok(_) => connected(true, "its port is free".to_owned()),
-        Err(error) if error.kind() == ErrorKind::AddrInUse && is_gateway(listen).await => {
+        Err(error) if error.kind() == ErrorKind::AddrInUse && is_gateway(listen, tls).await => {
             connected(true, "a gateway already listens there; a second one needs another port".to_owned())
         }
         Err(error) => connected(
@@ -99,8 +115,17 @@ async fn listener(what: &str, key: &str, listen: &str) -> CheckResult {
     }
 }
 
-/// Whether a gateway answers at this address.
-async fn is_gateway(listen: &str) -> bool {
+/// Whether a gateway answers at this address. Over TLS, it is one if it shows our certificate: what it
+/// answers may need a certificate of a client.
+async fn is_gateway(listen: &str, tls: &tls::ListenerConfig) -> bool {
+    if let Some(certificate) = &tls.certificate {
+        let shown = async {
+            let ours = files::read_text(certificate, LONGEST_FILE).ok()?;
+            let shown = tls::shown_certificate(TcpStream::connect(listen).await.ok()?).await.ok()??;
+            Some(tls::pem::certificates("certificate", &ours).ok()?.first() == Some(&shown))
+        };
+        return tokio::time::timeout(ANSWER, shown).await.is_ok_and(|same| same == Some(true));
+    }
     let asked = async {
         let answer = reqwest::Client::builder().no_proxy().timeout(ANSWER).build()?;
         let answer = answer.get(format!("http://{listen}/readyz")).send().await?;

@@ -1,25 +1,29 @@
 //! `halley check`: reports every mistake in configuration and plugins, without starting anything.
 
+mod certificates;
 mod connect;
+mod result;
 
 use crate::cli::{ConfigArgs, EXIT_FAILURE, EXIT_SUCCESS, EXIT_USAGE, fail, print, print_json, runtime};
 use crate::config::{Config, ConfigError, ConfigReport};
 use crate::decision::PluginVersion;
 use crate::gateway;
 use crate::policy::{Policies, PolicyDependencies};
-use connect::CheckResult;
+use result::CheckResult;
 
 /// Arguments of `halley check`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Also checks that Kafka, Redis and the configured comets are reachable, that the required
-    /// topics and consumer group are usable, and that the admin port is free. Changes nothing.
+    /// Also checks that Kafka, Redis, the archive's database, the configured comets and the registries
+    /// of plugins are reachable; that this user may use the required topics, consumer group and keys;
+    /// that certificates are valid, with a warning if for less than 30 days; and that the admin port is
+    /// free. Changes nothing.
     #[arg(long)]
     connect: bool,
     /// Prints JSON: `file`, `mistakes` and `warnings` (`place`, `text`), `plugins`, and with
-    /// --connect `connections` (`subject`, `ok`, `text`).
+    /// --connect `connections` (`subject`, `ok`, perhaps `warning`, `text`).
     #[arg(long)]
     json: bool,
 }
@@ -69,6 +73,7 @@ fn inspect(args: &ConfigArgs) -> (Config, CheckReport) {
     mistakes.extend(gateway::verify(&config).into_iter().map(placed));
     mistakes.extend(config.admin.token_problem().map(placed));
     mistakes.extend(config.comets.discovery.file_problem().map(placed));
+    mistakes.extend(certificates::problems(&config).into_iter().map(placed));
     let plugins = match plugins(&config) {
         Ok(versions) => versions.iter().map(PluginVersion::to_string).collect(),
         Err(problems) => {
@@ -117,11 +122,11 @@ impl CheckReport {
             count(self.plugins.len(), "plugin")
         ));
         self.plugins.iter().for_each(|name| print(&format!("  {name}")));
-        for CheckResult { subject, ok, text } in &self.connections {
-            if *ok {
-                print(&format!("{subject}: {text}"));
-            } else {
-                fail(&format!("{subject}: {text}"));
+        for CheckResult { subject, ok, warning, text } in &self.connections {
+            match (ok, warning) {
+                (true, false) => print(&format!("{subject}: {text}")),
+                (true, true) => fail(&format!("warning: {subject}: {text}")),
+                (false, _) => fail(&format!("{subject}: {text}")),
             }
         }
     }
