@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::artifact::error::ArtifactError;
 use crate::artifact::file::{self, Artifact};
-use crate::artifact::registry::{Registries, RegistryConfig};
+use crate::artifact::registry::{self, Registries, RegistryConfig};
 use crate::artifact::source::PluginSource;
 use crate::artifact::trust::{self, PluginTrust};
 use crate::digest::Digest;
@@ -76,6 +76,20 @@ impl PluginLoader {
 
     fn with_keys(&self, text: String) -> String {
         text + &self.trust.fingerprint()
+    }
+}
+
+/// Whether a registry has this plugin, whatever is cached. Nothing is fetched.
+///
+/// # Errors
+/// When the registry is unreachable, or does not have it.
+pub(crate) fn probe_registry(
+    source: &PluginSource,
+    limits: &RegistryConfig,
+) -> Result<String, ArtifactError> {
+    match source {
+        PluginSource::Oci(reference) => registry::has(limits, reference).map(|()| "it is there".to_owned()),
+        PluginSource::File(_) => Ok("it is a file".to_owned()),
     }
 }
 

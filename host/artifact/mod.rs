@@ -20,15 +20,17 @@ pub use error::ArtifactError;
 pub use file::read;
 pub(crate) use file::{Artifact, MAX_SIZE};
 pub use loader::PluginLoader;
-pub(crate) use loader::paths;
+pub(crate) use loader::{paths, probe_registry};
 pub use registry::RegistryConfig;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use registry::fuzzing::check as check_registry_answer;
+pub(crate) use registry::{FetchedPlugin, PluginUpload, TaggedReference, fetch_now, publish};
 pub use source::PluginSource;
 pub(crate) use trust::check_order;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use trust::fuzzing::check as check_signature;
 pub use trust::{PluginTrust, TrustedKey, read_signature, sign, signature_as_text, signature_file};
+pub(crate) use trust::{SignedVersion, signed_version};
 pub(crate) use versions::{EffectiveVersion, VersionChange, VersionError, VersionHistory};
 pub use versions::{
     Exclusion, OverrideCause, RolloutResult, StoredVersion, Transition, VersionEvent, VersionOverride,

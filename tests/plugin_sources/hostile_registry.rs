@@ -24,7 +24,7 @@ const SLACK: usize = 24 * MIB;
 const CREDENTIALS: &str = "Basic c3Rvcnk6c2VjcmV0";
 
 /// A server with scripted responses.
-struct FakeSite {
+pub(super) struct FakeSite {
     port: u16,
     /// Every request: its path and its credentials.
     seen: Arc<Mutex<SeenRequests>>,
@@ -32,11 +32,11 @@ struct FakeSite {
     _server: JoinSet<()>,
 }
 
-type SeenRequests = Vec<(String, Option<String>)>;
+pub(super) type SeenRequests = Vec<(String, Option<String>)>;
 
 impl FakeSite {
     /// `answer` gets the server's own URL and the requested path.
-    async fn new(answer: impl Fn(&str, &str) -> Response + Clone + Send + Sync + 'static) -> Self {
+    pub(super) async fn new(answer: impl Fn(&str, &str) -> Response + Clone + Send + Sync + 'static) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let port = listener.local_addr().expect("bound").port();
         let seen = Arc::new(Mutex::new(Vec::new()));
@@ -54,11 +54,11 @@ impl FakeSite {
         Self { port, seen, _server: server }
     }
 
-    fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
-    fn seen(&self) -> SeenRequests {
+    pub(super) fn seen(&self) -> SeenRequests {
         std::mem::take(&mut *self.seen.lock())
     }
 }

@@ -3,6 +3,7 @@
 mod files;
 mod hostile_registry;
 mod limits;
+mod publish;
 mod registry;
 mod trust;
 mod writes;

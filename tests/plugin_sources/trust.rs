@@ -18,13 +18,13 @@ use crate::support::registry::Registry;
 use crate::support::{folder, print_uncaptured};
 
 /// A key pair, in two files.
-struct KeyPair {
-    private: PathBuf,
-    public: PathBuf,
+pub(super) struct KeyPair {
+    pub(super) private: PathBuf,
+    pub(super) public: PathBuf,
 }
 
 impl KeyPair {
-    fn new(folder: &Path, name: &str) -> Self {
+    pub(super) fn new(folder: &Path, name: &str) -> Self {
         let (private, public) = (folder.join(format!("{name}.key")), folder.join(format!("{name}.pem")));
         openssl(&["genpkey", "-algorithm", "ed25519", "-out", &text(&private)]);
         openssl(&["pkey", "-in", &text(&private), "-pubout", "-out", &text(&public)]);
@@ -32,7 +32,7 @@ impl KeyPair {
     }
 
     /// Signs a version of `p`, with an increasing number.
-    fn sign(&self, file: &Path) {
+    pub(super) fn sign(&self, file: &Path) {
         static NUMBER: AtomicU64 = AtomicU64::new(1);
         self.sign_as(file, "p", NUMBER.fetch_add(1, Relaxed));
     }
@@ -61,7 +61,7 @@ fn openssl(args: &[&str]) {
     assert!(output.status.success(), "openssl {args:?}: {output:?}");
 }
 
-fn no_openssl(story: &str) -> bool {
+pub(super) fn no_openssl(story: &str) -> bool {
     let there = Command::new("openssl").arg("version").output().is_ok_and(|output| output.status.success());
     if !there {
         print_uncaptured(format_args!(

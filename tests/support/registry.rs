@@ -77,6 +77,19 @@ impl Registry {
         json!({ "auths": auths }).to_string()
     }
 
+    /// `host:port`.
+    pub fn host(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The manifest that a tag names.
+    pub async fn manifest(&self, repository: &str, tag: &str) -> Value {
+        let url = self.url(&format!("/v2/{repository}/manifests/{tag}"));
+        let get =
+            self.request(Method::GET, &url).header("accept", "application/vnd.oci.image.manifest.v1+json");
+        get.send().await.expect("an answer").json().await.expect("JSON")
+    }
+
     /// Who may ask it.
     pub fn user(&self) -> &'static str {
         USER

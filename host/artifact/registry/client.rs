@@ -1,4 +1,4 @@
-//! Fetching from a registry, on a thread of its own.
+//! Exchanges with a registry, on a thread of their own.
 //!
 //! A registry may be malicious. So every body has a size limit, the whole fetch has a deadline, and
 //! requests only go to the registry's own site and to sites that the configuration lists. Credentials
@@ -12,20 +12,19 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use oci_client::Reference;
 use oci_client::manifest::{IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE};
 use oci_client::secrets::RegistryAuth;
-use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue, LOCATION, WWW_AUTHENTICATE};
-use reqwest::{Client, RequestBuilder, Response, StatusCode, Url, redirect};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, LOCATION, WWW_AUTHENTICATE};
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url, redirect};
 
 use crate::artifact::error::ArtifactError;
 use crate::artifact::registry::challenge::{self, AuthChallenge};
-use crate::artifact::registry::credentials;
-use crate::artifact::registry::manifest::{MAX_MANIFEST, MAX_SIZE, Package, check_digest, plugin_of};
 use crate::artifact::registry::site::{RegistryConfig, is_loopback_host, is_same_site};
 
-/// The deadline of the whole fetch.
-const DEADLINE: Duration = Duration::from_secs(30);
+/// The deadline of a whole fetch, and of each answer.
+pub(super) const DEADLINE: Duration = Duration::from_secs(30);
 const CONNECT: Duration = Duration::from_secs(5);
 /// The most redirects of one request.
 const MOST_REDIRECTS: usize = 5;
@@ -35,54 +34,52 @@ const MAX_ERROR: usize = 4 * 1024;
 /// How much of an error is shown, in characters.
 const SHOWN: usize = 200;
 
-/// Fetches the package of this digest, checked.
+/// Runs an exchange with a registry on a thread of its own. `what` names it in errors: "fetched".
 ///
 /// # Errors
-/// The problem: the second half of a sentence that begins with the plugin.
-pub(super) fn pull(
-    config: &RegistryConfig,
-    reference: &Reference,
-    digest: &str,
-) -> Result<Package, ArtifactError> {
+/// Those of the exchange, or if it does not end in time.
+pub(super) fn on_own_thread<T: Send, F>(
+    what: &str,
+    deadline: Duration,
+    exchange: impl FnOnce() -> F + Send,
+) -> Result<T, ArtifactError>
+where
+    F: Future<Output = Result<T, ArtifactError>>,
+{
     // The caller may be inside of an async runtime; a separate thread never is.
     std::thread::scope(|scope| {
-        let fetching = scope.spawn(|| {
+        let exchanging = scope.spawn(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let runtime = runtime.map_err(|e| failed(format!("cannot be fetched: no runtime: {e}")))?;
-            let fetched = runtime.block_on(async {
-                let fetched = tokio::time::timeout(DEADLINE, fetch(config, reference, digest)).await;
-                fetched.unwrap_or_else(|_| {
-                    Err(failed(format!(
-                        "cannot be fetched: the registry took longer than {DEADLINE:?}; retrying"
-                    )))
+            let runtime = runtime.map_err(|e| failed(format!("cannot be {what}: no runtime: {e}")))?;
+            let done = runtime.block_on(async {
+                tokio::time::timeout(deadline, exchange()).await.unwrap_or_else(|_| {
+                    Err(failed(format!("cannot be {what}: the registry took longer than {deadline:?}")))
                 })
             });
             // Resolving a name may still block a thread.
             runtime.shutdown_background();
-            fetched
+            done
         });
-        fetching.join().unwrap_or_else(|_| Err(failed("cannot be fetched: the client panicked")))
+        exchanging.join().unwrap_or_else(|_| Err(failed(format!("cannot be {what}: the client panicked"))))
     })
 }
 
-async fn fetch(
-    config: &RegistryConfig,
-    reference: &Reference,
-    digest: &str,
-) -> Result<Package, ArtifactError> {
-    let credentials = credentials::of(reference.registry())?;
+/// A failure of an exchange with a registry: what was tried, with or without credentials, and the
+/// remedy.
+pub(super) fn explained(
+    what: &str,
+    credentials: &RegistryAuth,
+    remedy: &str,
+) -> impl Fn(ArtifactError) -> ArtifactError + use<> {
     let who = if matches!(credentials, RegistryAuth::Anonymous) { "without" } else { "with" };
-    let explained = |why: ArtifactError| {
-        why.map_text(|why| format!(
-            "cannot be fetched (asked {who} credentials): {why}; check the reference, that the registry is reachable, and the credentials (`docker login` writes them). The gateway retries"
-        ))
-    };
-    let mut session = RegistrySession::new(config, reference, credentials).map_err(explained)?;
-    let manifest = session.get("manifests", digest, MAX_MANIFEST).await.map_err(explained)?;
-    let (layer, _) = plugin_of(digest, &manifest)?;
-    let plugin = session.get("blobs", &layer.digest, MAX_SIZE).await.map_err(explained)?;
-    check_digest("the plugin", &layer.digest, &plugin)?;
-    Ok(Package { manifest, plugin })
+    let (what, remedy) = (format!("cannot be {what} (asked {who} credentials)"), remedy.to_owned());
+    move |why| {
+        why.map_text(|why| {
+            format!(
+                "{what}: {why}; check the reference, that the registry is reachable, and the credentials (`docker login` writes them){remedy}"
+            )
+        })
+    }
 }
 
 /// A client that does not follow redirects.
@@ -107,15 +104,22 @@ pub(super) struct RegistrySession<'a> {
     credentials: RegistryAuth,
     /// The authorization that the registry requires, once it has asked for it.
     authorization: Option<HeaderValue>,
+    /// What tokens have to permit.
+    actions: &'static str,
 }
 
 impl<'a> RegistrySession<'a> {
-    fn new(
+    pub(super) fn new(
         config: &'a RegistryConfig,
         reference: &'a Reference,
         credentials: RegistryAuth,
     ) -> Result<Self, ArtifactError> {
         Self::with(client()?, config, reference, credentials)
+    }
+
+    /// As one that pushes as well.
+    pub(super) fn for_pushing(self) -> Self {
+        Self { actions: "pull,push", ..self }
     }
 
     /// Over this client.
@@ -136,13 +140,24 @@ impl<'a> RegistrySession<'a> {
             RegistryAuth::Bearer(token) => Some(bearer(token)?),
             _ => None,
         };
-        Ok(Self { config, client, base, repository: reference.repository(), credentials, authorization })
+        let repository = reference.repository();
+        Ok(Self { config, client, base, repository, credentials, authorization, actions: "pull" })
     }
 
-    /// Content with this digest, of `manifests` or `blobs`.
-    async fn get(&mut self, what: &str, digest: &str, most: usize) -> Result<Vec<u8>, ArtifactError> {
-        let path = format!("{}/{what}/{digest}", self.repository);
-        let url = self.base.join(&path).map_err(|why| failed(format!("`{path}` is no path: {why}")))?;
+    /// The URL of something of the repository, such as `manifests/TAG`.
+    pub(super) fn url(&self, what: &str) -> Result<Url, ArtifactError> {
+        let path = format!("{}/{what}", self.repository);
+        self.base.join(&path).map_err(|why| failed(format!("`{path}` is no path: {why}")))
+    }
+
+    /// Content with this digest or tag, of `manifests` or `blobs`.
+    pub(super) async fn get(
+        &mut self,
+        what: &str,
+        named: &str,
+        most: usize,
+    ) -> Result<Vec<u8>, ArtifactError> {
+        let url = self.url(&format!("{what}/{named}"))?;
         let mut answer = self.follow(url.clone()).await?;
         if answer.status() == StatusCode::UNAUTHORIZED && self.authorize(&answer).await? {
             answer = self.follow(url).await?;
@@ -151,6 +166,27 @@ impl<'a> RegistrySession<'a> {
             return Err(failed(refusal(answer).await));
         }
         body(answer, most).await
+    }
+
+    /// Sends a request that does not follow redirects, after authenticating if the registry requires it.
+    pub(super) async fn send(
+        &mut self,
+        method: Method,
+        url: &Url,
+        body: Option<(&'static str, Bytes)>,
+    ) -> Result<Response, ArtifactError> {
+        let request = |session: &Self| {
+            let request = session.request(method.clone(), url);
+            match &body {
+                Some((media, bytes)) => request.header(CONTENT_TYPE, *media).body(bytes.clone()),
+                None => request,
+            }
+        };
+        let answer = send(request(self)).await?;
+        if answer.status() == StatusCode::UNAUTHORIZED && self.authorize(&answer).await? {
+            return send(request(self)).await;
+        }
+        Ok(answer)
     }
 
     /// Sends a request and follows redirects.
@@ -167,8 +203,12 @@ impl<'a> RegistrySession<'a> {
 
     /// A request for this URL, with authorization if it belongs to the registry itself.
     pub(super) fn ask(&self, url: &Url) -> RequestBuilder {
+        self.request(Method::GET, url)
+    }
+
+    fn request(&self, method: Method, url: &Url) -> RequestBuilder {
         let accepted = format!("{OCI_IMAGE_MEDIA_TYPE}, {IMAGE_MANIFEST_MEDIA_TYPE}, */*");
-        let request = self.client.get(url.clone()).header(ACCEPT, accepted);
+        let request = self.client.request(method, url.clone()).header(ACCEPT, accepted);
         match self.authorization.as_ref().filter(|_| is_same_site(&self.base, url)) {
             Some(authorization) => request.header(AUTHORIZATION, authorization),
             None => request,
@@ -209,7 +249,7 @@ impl<'a> RegistrySession<'a> {
         Ok(true)
     }
 
-    /// Gets a token for reading this repository only.
+    /// Gets a token for this repository only.
     async fn token(&self, realm: &str, service: Option<&str>) -> Result<HeaderValue, ArtifactError> {
         let answer = send(self.ask_for_token(realm, service)?).await?;
         if !answer.status().is_success() {
@@ -232,7 +272,7 @@ impl<'a> RegistrySession<'a> {
             let site = self.describe_other_site(&realm);
             return Err(failed(format!("the registry's tokens come from {site}")));
         }
-        let scope = format!("repository:{}:pull", self.repository);
+        let scope = format!("repository:{}:{}", self.repository, self.actions);
         let mut request = self.client.get(realm).query(&[("scope", &*scope)]);
         if let Some(service) = service {
             request = request.query(&[("service", service)]);
@@ -269,7 +309,7 @@ pub(super) fn token_in(answer: &[u8]) -> Result<HeaderValue, ArtifactError> {
 }
 
 /// A fetch that failed. Another one may succeed.
-fn failed(why: impl Into<String>) -> ArtifactError {
+pub(super) fn failed(why: impl Into<String>) -> ArtifactError {
     ArtifactError::Registry(why.into())
 }
 
@@ -294,7 +334,7 @@ async fn body(mut answer: Response, most: usize) -> Result<Vec<u8>, ArtifactErro
 }
 
 /// The status of an error response and the beginning of its text.
-async fn refusal(mut answer: Response) -> String {
+pub(super) async fn refusal(mut answer: Response) -> String {
     let status = answer.status();
     let mut text = Vec::new();
     while let Ok(Some(chunk)) = answer.chunk().await {

@@ -4,7 +4,7 @@
 //! directory if there is one. Everything is verified against its digest, every time. Registries use
 //! TLS; plain HTTP is allowed on loopback only.
 //!
-//! - `client`: fetches, within limits on size and time.
+//! - `client`: exchanges, within limits on size and time. `pull`: fetches. `push`: publishes.
 //! - `site`: where a registry may redirect its clients. `challenge`: the required authentication.
 //! - `credentials`: as written by `docker login`.
 //! - `reference` and `manifest`: how content is named, and which part of it is the plugin.
@@ -18,6 +18,8 @@ mod credentials;
 pub(crate) mod fuzzing;
 mod helper;
 mod manifest;
+mod pull;
+mod push;
 mod reference;
 mod site;
 
@@ -33,6 +35,9 @@ use crate::artifact::error::ArtifactError;
 use crate::artifact::file::Artifact;
 use crate::expiring::ExpiringMap;
 
+pub(super) use pull::has;
+pub(crate) use push::PluginUpload;
+pub(crate) use reference::TaggedReference;
 pub(super) use reference::{SCHEME, parse};
 pub use site::RegistryConfig;
 
@@ -45,6 +50,42 @@ const MAX_CACHED: usize = 16;
 const RETRY_DELAY: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 5000 });
 /// How many failures are remembered.
 const FAILED: usize = 256;
+
+/// A plugin that a command fetched.
+#[derive(Debug)]
+pub(crate) struct FetchedPlugin {
+    /// The reference with its digest, as `path` of a `[[plugin]]`.
+    pub(crate) reference: String,
+    pub(crate) artifact: Artifact,
+}
+
+/// Fetches what a tag or a digest names now. Takes up to half a minute.
+///
+/// # Errors
+/// As [`Registries::fetch`].
+pub(crate) fn fetch_now(
+    limits: &RegistryConfig,
+    place: &TaggedReference,
+) -> Result<FetchedPlugin, ArtifactError> {
+    let (digest, package) = pull::pull_named(limits, place.reference())?;
+    let (_, signature) = plugin_of(&digest, &package.manifest)?;
+    let signature = signature.map(|text| Arc::from(text.as_bytes()));
+    let artifact = Artifact { bytes: package.plugin.into(), signature };
+    Ok(FetchedPlugin { reference: place.with_digest(&digest), artifact })
+}
+
+/// Publishes a plugin under a tag. Returns the reference with its digest, as `path` of a `[[plugin]]`.
+///
+/// # Errors
+/// When the registry is unreachable or refuses.
+pub(crate) fn publish(
+    limits: &RegistryConfig,
+    place: &TaggedReference,
+    upload: &PluginUpload,
+) -> Result<String, ArtifactError> {
+    let digest = push::push(limits, place.reference(), upload)?;
+    Ok(place.with_digest(&digest))
+}
 
 /// Content from registries, by digest.
 #[derive(Debug, Default)]
@@ -109,7 +150,7 @@ impl Registries {
     }
 
     fn pull(&self, reference: &Reference, digest: &str) -> Result<Package, ArtifactError> {
-        let pulled = client::pull(&self.config, reference, digest);
+        let pulled = pull::pull(&self.config, reference, digest);
         match &pulled {
             Ok(package) => {
                 if let Some(Err(error)) = self.folder.as_deref().map(|to| cache::put(to, digest, package)) {

@@ -1,5 +1,8 @@
 //! References to a registry's content: `oci://registry/repository@sha256:...`.
 
+use std::fmt;
+use std::str::FromStr;
+
 use oci_client::Reference;
 
 use crate::artifact::error::ArtifactError;
@@ -23,6 +26,61 @@ pub(in crate::artifact) fn parse(text: &str) -> Result<Reference, ArtifactError>
         ))),
         Some(digest) if is_sha256(digest) => Ok(reference),
         Some(_) => Err(bad(format!("`path` has a digest that is not a sha256; {shape}"))),
+    }
+}
+
+/// A reference of the command line: `oci://registry/repository:tag`, or with a digest.
+#[derive(Clone, Debug)]
+pub(crate) struct TaggedReference(Reference);
+
+impl TaggedReference {
+    pub(super) fn reference(&self) -> &Reference {
+        &self.0
+    }
+
+    /// Whether it names one content, and not a tag only.
+    pub(crate) fn has_digest(&self) -> bool {
+        self.0.digest().is_some()
+    }
+
+    /// The last part of the repository.
+    pub(crate) fn name(&self) -> &str {
+        self.0.repository().rsplit('/').next().unwrap_or_default()
+    }
+
+    /// The same with this digest.
+    pub(super) fn with_digest(&self, digest: &str) -> String {
+        let text = self.to_string();
+        let tagged = text.split('@').next().unwrap_or_default();
+        format!("{tagged}@{digest}")
+    }
+}
+
+impl fmt::Display for TaggedReference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{SCHEME}{}", self.0)
+    }
+}
+
+impl FromStr for TaggedReference {
+    type Err = ArtifactError;
+
+    fn from_str(text: &str) -> Result<Self, ArtifactError> {
+        let bad = |why: &str| {
+            ArtifactError::Reference(format!("{why}; expected oci://registry[:port]/repository:tag"))
+        };
+        let rest = text.strip_prefix(SCHEME).ok_or_else(|| bad("not a reference into a registry"))?;
+        let reference: Reference = rest.parse().map_err(|why| bad(&format!("not a reference ({why})")))?;
+        let (host, repository) = rest.split_once('/').unwrap_or_default();
+        if host != reference.registry() {
+            return Err(bad("no registry is named"));
+        }
+        match reference.digest() {
+            // Without a tag, it would be `latest`: what is meant has to be said.
+            None if !repository.contains(':') => Err(bad("neither a tag nor a digest is named")),
+            Some(digest) if !is_sha256(digest) => Err(bad("the digest is not a sha256")),
+            _ => Ok(Self(reference)),
+        }
     }
 }
 
@@ -54,6 +112,26 @@ mod tests {
             ("oci://", "not a reference"),
         ] {
             let error = reference(bad).unwrap_err().to_string();
+            assert!(error.contains(why), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn commands_take_tags_and_digests() {
+        let with = |text: &str| text.parse::<TaggedReference>();
+        let tagged = with("oci://registry.example:5000/team/policy:1.0").unwrap();
+        assert_eq!((tagged.name(), tagged.has_digest()), ("policy", false));
+        let digest = format!("sha256:{HEX}");
+        let pinned = tagged.with_digest(&digest);
+        assert_eq!(pinned, format!("oci://registry.example:5000/team/policy:1.0@{digest}"));
+        assert!(reference(&pinned).is_ok() && with(&pinned).unwrap().has_digest());
+        for (bad, why) in [
+            ("registry.example/policy:1.0", "not a reference into a registry"),
+            ("oci://registry.example:5000/policy", "neither a tag nor a digest"),
+            ("oci://policy:1.0", "no registry"),
+            ("oci://", "not a reference"),
+        ] {
+            let error = with(bad).unwrap_err().to_string();
             assert!(error.contains(why), "{bad}: {error}");
         }
     }

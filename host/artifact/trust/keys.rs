@@ -51,17 +51,17 @@ impl From<TrustedKey> for String {
 ///
 /// # Errors
 /// When one cannot be read, or is not a public key.
-pub(super) fn read_all(sources: &[TrustedKey]) -> Result<Vec<VerifyingKey>, ArtifactError> {
+pub(super) fn read_all(sources: &[TrustedKey], named_by: &str) -> Result<Vec<VerifyingKey>, ArtifactError> {
     let mut keys = Vec::new();
     for source in sources {
         let file = match source {
             TrustedKey::Pem(text) => {
-                keys.extend(parse(text, "a text of `[policies] trusted_keys`")?);
+                keys.extend(parse(text, &format!("a text of {named_by}"))?);
                 continue;
             }
             TrustedKey::File(file) => file,
         };
-        let place = format!("`[policies] trusted_keys` {}", file.display());
+        let place = format!("{named_by} {}", file.display());
         let bytes = files::read(file, MAX_SIZE)
             .map_err(|why| ArtifactError::Unreadable(format!("cannot be checked: {place} {why}")))?;
         keys.extend(parse(&String::from_utf8_lossy(&bytes), &place)?);

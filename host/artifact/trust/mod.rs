@@ -31,17 +31,48 @@ pub struct PluginTrust {
     keys: Vec<TrustedKey>,
     /// Whether signatures over the file alone are accepted.
     bare: bool,
+    /// What names the keys, if not the configuration.
+    named_by: Option<&'static str>,
+}
+
+/// What a signature states. It is not verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SignedVersion {
+    /// The plugin's name in the configuration.
+    pub(crate) name: String,
+    /// Increases with every version.
+    pub(crate) version: u64,
+    /// The SHA-256 of the file.
+    pub(crate) sha256: Digest,
+}
+
+/// What a signature states; `None` for a signature over the file alone, which states nothing.
+///
+/// # Errors
+/// When it is not a signature.
+pub(crate) fn signed_version(signature: &[u8]) -> Result<Option<SignedVersion>, ArtifactError> {
+    Ok(match signature::parse(signature)? {
+        ParsedSignature::Statement(Statement { name, version, sha256 }, _) => {
+            Some(SignedVersion { name, version, sha256 })
+        }
+        ParsedSignature::Bare(_) => None,
+    })
 }
 
 impl PluginTrust {
     /// Trusts these keys.
     pub fn new(keys: Vec<TrustedKey>) -> Self {
-        Self { keys, bare: false }
+        Self { keys, bare: false, named_by: None }
     }
 
     /// Whether to accept signatures over the file alone.
     pub fn with_bare_signatures(self, bare: bool) -> Self {
         Self { bare, ..self }
+    }
+
+    /// With the option that names the keys, for errors of commands.
+    pub(crate) fn named_by(self, option: &'static str) -> Self {
+        Self { named_by: Some(option), ..self }
     }
 
     /// Whether plugins must be signed.
@@ -81,10 +112,11 @@ impl PluginTrust {
         if self.keys.is_empty() {
             return Ok(None);
         }
-        let keys = keys::read_all(&self.keys)?;
+        let named_by = self.named_by.unwrap_or("`[policies] trusted_keys`");
+        let keys = keys::read_all(&self.keys, named_by)?;
         let Some(signature) = signature else {
             return Err(untrusted(format!(
-                "is not signed, and `[policies] trusted_keys` lets only signed plugins decide; {SIGN_IT}"
+                "is not signed, and {named_by} lets only signed plugins decide; {SIGN_IT}"
             )));
         };
         let signed = signature::parse(signature)
@@ -98,7 +130,7 @@ impl PluginTrust {
         // Strict: rejects keys and signatures that allow several signatures to verify.
         if !keys.iter().any(|key| key.verify_strict(&text, signature).is_ok()) {
             return Err(untrusted(format!(
-                "is signed by none of the {} keys of `[policies] trusted_keys`, or was changed after it was signed (sha256 {}); {SIGN_IT}",
+                "is signed by none of the {} keys of {named_by}, or was changed after it was signed (sha256 {}); {SIGN_IT}",
                 keys.len(),
                 Digest::of(bytes)
             )));

@@ -3,10 +3,13 @@
 
 mod author;
 mod client;
+mod fetch;
 mod operator;
 mod push;
 mod show;
 mod sign;
+mod signing;
+mod verify;
 
 use clap::Subcommand;
 
@@ -71,6 +74,17 @@ enum Command {
     /// Writes FILE.sig, which gateways with `[policies] trusted_keys` require. The number must
     /// increase with every version: a gateway accepts none below the highest that was active there.
     Sign(sign::Args),
+    /// Publishes a policy in an OCI registry, with its signature, and prints the reference for `path` of
+    /// a `[[plugin]]`.
+    ///
+    /// What a gateway would refuse is not published. Annotations of the manifest state the name and the
+    /// version that were signed, the contract and the hooks. Credentials are those of `docker login`.
+    Publish(author::publish::Args),
+    /// Fetches a policy from an OCI registry, and its signature.
+    Fetch(fetch::Args),
+    /// Checks who signed a policy, as gateways with `[policies] trusted_keys` do: exit code 0, or 1 with
+    /// the reason.
+    Verify(verify::Args),
     /// Activates new versions of policies in a running gateway, all of them or none.
     ///
     /// They are compiled, checked and tried before anything changes; if one is refused, nothing
@@ -104,6 +118,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         Command::Inspect(args) => author::inspect::run(args),
         Command::Dev(args) => author::dev::run(args),
         Command::Sign(args) => sign::run(args),
+        Command::Publish(args) => author::publish::run(args),
+        Command::Fetch(args) => fetch::run(args),
+        Command::Verify(args) => verify::run(args),
         Command::Push(args) => push::run(args),
         Command::Rollback(args) => operator::roll_back(args),
         Command::Release(args) => operator::post_command(&args, "release"),

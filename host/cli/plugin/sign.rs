@@ -5,11 +5,9 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 
 use crate::artifact;
+use crate::cli::plugin::signing::sign;
 use crate::cli::{EXIT_SUCCESS, LARGEST_INPUT, print};
 use crate::files;
-
-/// The maximum size of a private key file, in bytes.
-const LARGEST_KEY: u64 = 64 * 1024;
 
 /// Arguments of `halley plugin sign`.
 #[derive(Debug, clap::Args)]
@@ -33,9 +31,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     let Args { file, key, name, number } = args;
     let failed = |what: &PathBuf, why: String| anyhow::anyhow!("{} {why}", what.display());
     let bytes = files::read(&file, LARGEST_INPUT).map_err(|why| failed(&file, why.to_string()))?;
-    let secret = files::read_secret(&key, LARGEST_KEY).map_err(|why| failed(&key, why.to_string()))?;
-    let signature =
-        artifact::sign(&secret, &name, number, &bytes).map_err(|why| failed(&key, why.to_string()))?;
+    let signature = sign(&key, &name, number, &bytes)?;
     let place = artifact::signature_file(&file);
     files::publish(&place, signature.as_bytes())
         .with_context(|| format!("{} cannot be written", place.display()))?;

@@ -1,4 +1,4 @@
-//! `halley plugin new`, `build`, `inspect`, `test`, `run`, `bench` and `dev`: from an idea to a
+//! `halley plugin new`, `build`, `inspect`, `test`, `run`, `bench`, `dev` and `publish`: from an idea to a
 //! running policy. None of them needs a gateway, Kafka or Redis; `dev` can push to a gateway.
 //!
 //! - `template`, `language` and `sdk`: the contents of a new project. `project`: finds and builds a
@@ -19,6 +19,7 @@ mod language;
 pub(super) mod new;
 mod plugin_under_test;
 mod project;
+pub(super) mod publish;
 mod question;
 pub(super) mod run;
 mod sdk;
