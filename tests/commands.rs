@@ -120,6 +120,7 @@ fn packages_get_completions_and_manual_pages() {
     for shell in ["bash", "zsh", "fish"] {
         let script = stdout(&halley(&["completions", shell]));
         assert!(script.contains("dead-letter"), "{shell}: {script}");
+        assert!(!script.contains("compile-plugin"), "{shell} would offer what is not for people");
     }
     let folder = folder("man");
     let pages = folder.path().join("man1").display().to_string();
