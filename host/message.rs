@@ -14,6 +14,7 @@ mod proof;
 mod push;
 mod record;
 mod redrive_users;
+mod trace_context;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -30,11 +31,12 @@ pub use copy::{
 pub use named_by::NamedBy;
 pub use names::{
     ConnectionId, MESSAGE_ID, MessageId, ORIGIN_TOPIC, REDRIVE_COMETS, REDRIVE_USERS, REPLAYED, RoomId,
-    STAGE, TRACEPARENT, UserId,
+    STAGE, TRACEPARENT, TRACESTATE, UserId,
 };
 pub use proof::{ClaimedProof, PROOF, ProofContent, RedriveClaim, RedriveKey};
 pub use record::{Header, Origin, Record};
 pub use redrive_users::{RedriveUsers, list as list_of_users};
+pub use trace_context::TraceContext;
 
 /// Whom a message is for.
 #[derive(Clone, Debug, PartialEq, Eq)]

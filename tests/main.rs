@@ -41,5 +41,6 @@ mod support;
 mod support_selftest;
 mod tls;
 mod topics;
+mod traces;
 mod trials;
 mod versions;

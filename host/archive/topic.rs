@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 use super::metrics::TopicMetrics;
 use super::record::{ArchiveRecipient, encode};
 use crate::kafka::{OutgoingRecord, Producer, WriteError};
-use crate::message::Message;
+use crate::message::{Message, TraceContext};
 use crate::time;
 
 /// Writes stored messages to the archive topic. Cheap to clone.
@@ -50,6 +50,7 @@ impl ArchiveTopic {
             key: message.record.key.as_deref().map(Into::into),
             value: Some(value.into()),
             timestamp_ms: message.record.timestamp_ms,
+            headers: message.record.trace_context().into_iter().flat_map(TraceContext::headers).collect(),
             ..OutgoingRecord::default()
         };
         self.producer.write_whole(&self.topic, record).await?;

@@ -36,6 +36,7 @@ use super::coalesced::coalesced;
 use super::grpc::{CallFailure, Target, classify_error, headers, read_status, request, status};
 use super::stream::{self, open::Offered};
 use super::tls::TlsClient;
+use super::trace_metadata::TraceMetadata;
 use super::wire::{self, Body};
 use crate::message::{CometAddr, InvalidAddress, MESSAGE_ID, REPLAYED};
 
@@ -275,10 +276,11 @@ pub(super) struct GrpcRequest {
 }
 
 impl GrpcRequest {
-    /// A request with the ids of its messages as metadata.
+    /// A request with the ids of its messages as metadata, and the trace context that they share.
     pub(super) fn new(
         request: wire::Request,
         mut ids: impl Iterator<Item = HeaderValue>,
+        trace: Option<&TraceMetadata>,
         is_replayed: bool,
     ) -> Self {
         let wire::Request { path, body, .. } = request;
@@ -287,6 +289,9 @@ impl GrpcRequest {
         if let (Some(first), Entry::Vacant(entry)) = (ids.next(), call.headers.entry(ID)) {
             let mut entry = entry.insert_entry(first);
             ids.for_each(|id| entry.append(id));
+        }
+        if let Some(trace) = trace {
+            trace.insert_into(&mut call.headers);
         }
         if is_replayed {
             call.headers.insert(REPLAYED, HeaderValue::from_static("true"));

@@ -6,7 +6,7 @@ use prost::Message as _;
 use super::message_run::id_list;
 use super::proto::goim;
 use super::wire::{Content, Dialect, Payload, Request, frames};
-use crate::message::{Audience, CallTarget, ConnectionId, Message, RoomId, TRACEPARENT};
+use crate::message::{Audience, CallTarget, ConnectionId, Message, RoomId};
 
 /// goim's frame header, in bytes.
 const HEADER: usize = 16;
@@ -18,7 +18,7 @@ pub(crate) fn check(message: &Message) {
             operation: message.operation,
             body: &message.body,
             sent_ms: message.record.timestamp_ms.unwrap_or_default(),
-            traceparent: message.record.header(TRACEPARENT),
+            trace: message.record.trace_context(),
             replayed: false,
         };
         let payload = Payload::new(dialect, &content, None);

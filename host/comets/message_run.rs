@@ -20,8 +20,9 @@ use crate::message::{MESSAGE_ID, MessageId};
 /// The maximum number of messages for one room that are merged into one call.
 pub(super) const MAX_MERGED_MESSAGES: usize = 100;
 pub(super) const MAX_MERGED_BYTES: usize = 64 * 1024;
-/// The maximum size of their ids as metadata: gRPC's C++ servers refuse more than 8 KiB by default.
-const MAX_MERGED_METADATA: usize = 7 * 1024;
+/// The maximum size of their ids as metadata: gRPC's C++ servers refuse more than 8 KiB by default. A trace
+/// context takes up to 700 bytes.
+const MAX_MERGED_METADATA: usize = 6 * 1024 + 512;
 /// The maximum number of messages in a run. Runs are merged as a whole: shorter ones fill calls better.
 const MAX_RUN: usize = 32;
 
@@ -321,7 +322,7 @@ mod tests {
 
     fn run_of(messages: u32) -> Run {
         let body = Bytes::from_static(b"x");
-        let content = Content { operation: 5, body: &body, sent_ms: 0, traceparent: None, replayed: false };
+        let content = Content { operation: 5, body: &body, sent_ms: 0, trace: None, replayed: false };
         let mut run = Run::default();
         for number in 0..messages {
             let payload = Payload::new(Dialect::Goim, &content, None);

@@ -96,6 +96,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod trace_metadata;
 mod wire;
 
 pub use breaker::BreakerState;

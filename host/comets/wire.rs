@@ -17,7 +17,8 @@ use prost::encoding::{encode_varint, encoded_len_varint};
 use super::pending::PendingPermit;
 use super::protobuf::{int_len, int32, item_len, put_int, put_item, put_text, text_len};
 use super::stream::frames::Outgoing;
-use crate::message::{CallTarget, ConnectionId, MessageId, RoomId};
+use super::trace_metadata::TraceMetadata;
+use crate::message::{CallTarget, ConnectionId, MessageId, RoomId, TraceContext};
 
 /// The comets' dialect: the service path and the format of the body.
 #[derive(
@@ -50,8 +51,6 @@ const FRAME_HEADER: u16 = 16;
 /// The approximate overhead of an encoded message: the struct, its id, its frame.
 const OVERHEAD: usize = 256;
 
-/// The longest trace context that is sent on; version 0 has 55 bytes.
-const MAX_TRACEPARENT: usize = 128;
 /// Tags, lengths, version and operation of `Proto`, at most.
 const PROTO_OVERHEAD: usize = 28;
 
@@ -68,8 +67,8 @@ pub struct Content<'a> {
     pub body: &'a Bytes,
     /// When it was produced, in milliseconds since 1970; 0 if that is unknown.
     pub sent_ms: i64,
-    /// The producer's W3C trace context, if there is one.
-    pub traceparent: Option<&'a Bytes>,
+    /// The producer's trace context, if there is one.
+    pub trace: Option<TraceContext<'a>>,
     /// Whether it comes from an inbox: its recipient may have it already.
     pub replayed: bool,
 }
@@ -80,7 +79,7 @@ struct Encoded {
     operation: i32,
     body: Bytes,
     sent_ms: i64,
-    traceparent: Option<Box<str>>,
+    trace: Option<Box<TraceMetadata>>,
     replayed: bool,
     /// The field `Proto` of unary calls for this message alone. Streams and merged calls do without it.
     proto: OnceLock<Bytes>,
@@ -108,14 +107,14 @@ impl Payload {
 
     /// A message that holds these pending bytes.
     pub(super) fn new(dialect: Dialect, content: &Content<'_>, held: Option<PendingPermit>) -> Self {
-        let Content { operation, body, sent_ms, traceparent, replayed } = *content;
-        let traceparent = traceparent.and_then(|value| traceparent_text(value)).map(Box::from);
+        let Content { operation, body, sent_ms, trace, replayed } = *content;
+        let trace = trace.and_then(TraceMetadata::of).map(Box::new);
         let encoded = Encoded {
             dialect,
             operation,
             body: body.clone(),
             sent_ms,
-            traceparent,
+            trace,
             replayed,
             proto: OnceLock::new(),
             room: OnceLock::new(),
@@ -137,7 +136,7 @@ impl Payload {
         id: Option<&'a MessageId>,
         target: &'a CallTarget,
     ) -> Outgoing<'a> {
-        let Encoded { operation, body, sent_ms, traceparent, replayed, .. } = &*self.0;
+        let Encoded { operation, body, sent_ms, trace, replayed, .. } = &*self.0;
         Outgoing {
             seq,
             id: id.map_or("", MessageId::as_str),
@@ -145,9 +144,14 @@ impl Payload {
             operation: *operation,
             body,
             sent_ms: *sent_ms,
-            traceparent: traceparent.as_deref().unwrap_or_default(),
+            traceparent: trace.as_deref().map(TraceMetadata::parent).unwrap_or_default(),
             replayed: *replayed,
         }
+    }
+
+    /// Its trace context.
+    pub(super) fn trace(&self) -> Option<&TraceMetadata> {
+        self.0.trace.as_deref()
     }
 
     /// Whether it comes from an inbox.
@@ -189,13 +193,6 @@ impl Payload {
         let (known, request) = &**self.0.room.get_or_init(|| Box::new((room.clone(), write())));
         if known == room { request.clone() } else { write() }
     }
-}
-
-/// A trace context that may be sent on: `version-trace-parent-flags`, in W3C's Trace Context.
-fn traceparent_text(value: &[u8]) -> Option<&str> {
-    let is_valid = |byte: &u8| byte.is_ascii_hexdigit() || *byte == b'-';
-    let text = std::str::from_utf8(value).ok()?;
-    (value.len() <= MAX_TRACEPARENT && value.iter().all(is_valid)).then_some(text)
 }
 
 /// One call: its path and its encoded request.

@@ -1,7 +1,8 @@
 //! The notify topic: one record per absent recipient whom a policy notifies on another channel (APNs,
 //! SMS, mail). Senders consume the topic.
 //!
-//! Key: the user id. Value: the message's body. Headers: everything else.
+//! Key: the user id. Value: the message's body. Headers: everything else, and the producer's trace
+//! context.
 //!
 //! The volume in flight to the broker is bounded over all messages, so that a backlog is not mistaken
 //! for an unresponsive broker.
@@ -15,7 +16,7 @@ use tokio::sync::Semaphore;
 use crate::decision::AbsentRecipient;
 use crate::inbox::size;
 use crate::kafka::{OutgoingRecord, Producer, WriteError};
-use crate::message::{Header, MESSAGE_ID, Message};
+use crate::message::{Header, MESSAGE_ID, Message, TraceContext};
 
 /// Writes notifications. Cheap to clone.
 #[derive(Clone)]
@@ -60,7 +61,8 @@ impl Notifier {
             ("halley-room", room.to_owned()),
         ];
         let said = fields.into_iter().filter(|(_, value)| !value.is_empty());
-        let headers = said.map(|(name, value)| Header::new(name, value)).collect();
+        let trace = message.record.trace_context().into_iter().flat_map(TraceContext::headers);
+        let headers = said.map(|(name, value)| Header::new(name, value)).chain(trace).collect();
         let outgoing = OutgoingRecord {
             key: Some(absent.user.as_str().as_bytes().into()),
             value: Some((&*message.body).into()),

@@ -15,6 +15,9 @@ pub const REPLAYED: &str = "halley-replayed";
 /// The header of a record with the producer's trace context, as in W3C's Trace Context.
 pub const TRACEPARENT: &str = "traceparent";
 
+/// The header of a record with what tracing systems add to that context.
+pub const TRACESTATE: &str = "tracestate";
+
 /// The header of a redriven record with the comets that did not accept the message, separated by
 /// commas. The others have received it.
 pub const REDRIVE_COMETS: &str = "halley-redrive-comets";

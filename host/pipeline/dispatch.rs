@@ -13,7 +13,7 @@ use foldhash::fast::RandomState;
 
 use crate::comets::{CallBatch, CallMessage, CallRequest, Content, Fleet, Payload, Run};
 use crate::decision::Overrides;
-use crate::message::{CometAddr, Message, RoomId, TRACEPARENT};
+use crate::message::{CometAddr, Message, RoomId};
 use crate::pipeline::call::MessagePlan;
 use crate::pipeline::in_flight::{InFlight, InFlightMessage, RunContext, Settler};
 use crate::pipeline::retry::{Cancelled, HoldContext, hold_behind};
@@ -111,7 +111,7 @@ impl<'a> Dispatcher<'a> {
             operation: message.operation,
             body: &message.body,
             sent_ms: message.record.timestamp_ms.unwrap_or_default(),
-            traceparent: message.record.header(TRACEPARENT),
+            trace: message.record.trace_context(),
             replayed: false,
         };
         match self.fleet.try_payload(&content) {

@@ -149,7 +149,7 @@ impl Pusher<'_> {
             by_comet.entry(&connection.comet).or_default().push(connection.id.clone());
         }
         let PushedMessage { id, operation, body, sent_ms } = message;
-        let content = Content { operation, body, sent_ms, traceparent: None, replayed: true };
+        let content = Content { operation, body, sent_ms, trace: None, replayed: true };
         let payload = self.fleet.payload(&content).await;
         let mut sent = Vec::with_capacity(by_comet.len());
         for (comet, connections) in by_comet {

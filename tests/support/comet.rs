@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
-use halley::message::{CometAddr, MESSAGE_ID};
+use halley::message::{CometAddr, MESSAGE_ID, REPLAYED, TRACEPARENT, TRACESTATE};
 use parking_lot::Mutex;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -72,6 +72,8 @@ pub struct Call {
     pub messages: Vec<String>,
     /// Whether it was marked as coming from an inbox.
     pub replayed: bool,
+    /// `traceparent` and `tracestate`; empty without them.
+    pub trace: (String, String),
     /// When it arrived.
     pub at: Instant,
     /// Whether it was answered with an error: no client received it.
@@ -79,6 +81,25 @@ pub struct Call {
 }
 
 impl Call {
+    /// A call with this metadata, which has arrived.
+    pub(super) fn received(metadata: &tonic::metadata::MetadataMap) -> Self {
+        let text = |name| {
+            let value =
+                metadata.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+            value.unwrap_or_default()
+        };
+        Self {
+            to: To::Rooms,
+            proto_op: 0,
+            proto: None,
+            messages: message_ids(metadata),
+            replayed: metadata.contains_key(REPLAYED),
+            trace: (text(TRACEPARENT), text(TRACESTATE)),
+            at: Instant::now(),
+            refused: false,
+        }
+    }
+
     /// The messages for clients as (operation, body): in the goim dialect, every frame of the
     /// body; in the chatroom dialect, the one `Proto`.
     pub fn deliveries(&self) -> Vec<(i32, Bytes)> {
@@ -385,7 +406,7 @@ fn serve(
 }
 
 /// The ids of the messages of a call, in order: entries of `halley-message-id` are lists.
-pub(super) fn message_ids(metadata: &tonic::metadata::MetadataMap) -> Vec<String> {
+fn message_ids(metadata: &tonic::metadata::MetadataMap) -> Vec<String> {
     let values = metadata.get_all(MESSAGE_ID).iter();
     let list =
         |value: &[u8]| String::from_utf8_lossy(value).split(',').map(str::to_owned).collect::<Vec<_>>();

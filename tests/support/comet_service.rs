@@ -2,15 +2,13 @@
 //! differ only in name.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use halley::comets::proto::{chatroom, goim};
-use halley::message::REPLAYED;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
 use tonic::{Request, Response, Status};
 
-use super::comet::{Call, CallLog, Dialect, Packet, Serves, To, message_ids};
+use super::comet::{Call, CallLog, Dialect, Packet, Serves, To};
 use super::comet_stream;
 
 /// A server of this dialect that records calls in this log, with streams or without.
@@ -40,12 +38,10 @@ macro_rules! implement {
                 &self,
                 request: Request<$dialect::PushMsgReq>,
             ) -> Result<Response<$dialect::PushMsgReply>, Status> {
-                let (messages, at) = (message_ids(request.metadata()), Instant::now());
-                let replayed = request.metadata().contains_key(REPLAYED);
+                let call = Call::received(request.metadata());
                 let request = request.into_inner();
                 let (to, proto_op) = (To::Keys(request.keys), request.proto_op);
-                let proto = request.proto.map(Packet::from);
-                self.0.answer(Call { to, proto_op, proto, messages, at, replayed, refused: false }).await?;
+                self.0.answer(Call { to, proto_op, proto: request.proto.map(Packet::from), ..call }).await?;
                 Ok(Response::new($dialect::PushMsgReply {}))
             }
 
@@ -53,12 +49,10 @@ macro_rules! implement {
                 &self,
                 request: Request<$dialect::BroadcastReq>,
             ) -> Result<Response<$dialect::BroadcastReply>, Status> {
-                let (messages, at) = (message_ids(request.metadata()), Instant::now());
-                let replayed = request.metadata().contains_key(REPLAYED);
+                let call = Call::received(request.metadata());
                 let request = request.into_inner();
                 let (to, proto_op) = (To::Everyone { speed: request.speed }, request.proto_op);
-                let proto = request.proto.map(Packet::from);
-                self.0.answer(Call { to, proto_op, proto, messages, at, replayed, refused: false }).await?;
+                self.0.answer(Call { to, proto_op, proto: request.proto.map(Packet::from), ..call }).await?;
                 Ok(Response::new($dialect::BroadcastReply {}))
             }
 
@@ -66,12 +60,10 @@ macro_rules! implement {
                 &self,
                 request: Request<$dialect::BroadcastRoomReq>,
             ) -> Result<Response<$dialect::BroadcastRoomReply>, Status> {
-                let (messages, at) = (message_ids(request.metadata()), Instant::now());
-                let replayed = request.metadata().contains_key(REPLAYED);
+                let call = Call::received(request.metadata());
                 let request = request.into_inner();
-                let (to, proto_op) = (To::Room(request.room_id), 0);
-                let proto = request.proto.map(Packet::from);
-                self.0.answer(Call { to, proto_op, proto, messages, at, replayed, refused: false }).await?;
+                let to = To::Room(request.room_id);
+                self.0.answer(Call { to, proto: request.proto.map(Packet::from), ..call }).await?;
                 Ok(Response::new($dialect::BroadcastRoomReply {}))
             }
 
@@ -79,19 +71,7 @@ macro_rules! implement {
                 &self,
                 request: Request<$dialect::RoomsReq>,
             ) -> Result<Response<$dialect::RoomsReply>, Status> {
-                let (messages, at) = (message_ids(request.metadata()), Instant::now());
-                let replayed = request.metadata().contains_key(REPLAYED);
-                self.0
-                    .answer(Call {
-                        to: To::Rooms,
-                        proto_op: 0,
-                        proto: None,
-                        messages,
-                        at,
-                        replayed,
-                        refused: false,
-                    })
-                    .await?;
+                self.0.answer(Call::received(request.metadata())).await?;
                 Ok(Response::new($dialect::RoomsReply { rooms: Default::default() }))
             }
         }

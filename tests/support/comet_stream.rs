@@ -214,8 +214,16 @@ fn call(message: Message) -> Call {
         None => panic!("a message without an audience"),
     };
     let (messages, at) = (vec![message.id], Instant::now());
-    let replayed = message.replayed;
-    Call { to, proto_op: message.operation, proto: Some(proto), messages, at, replayed, refused: false }
+    Call {
+        to,
+        proto_op: message.operation,
+        proto: Some(proto),
+        messages,
+        at,
+        replayed: message.replayed,
+        trace: (message.traceparent, String::new()),
+        refused: false,
+    }
 }
 
 /// The statuses that a retry does not change.

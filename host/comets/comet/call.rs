@@ -13,6 +13,7 @@ use crate::comets::order::{OrderQueues, OrderToken};
 use crate::comets::order_key::OrderKey;
 use crate::comets::queued_call::QueuedCall;
 use crate::comets::stream::open::Offered;
+use crate::comets::trace_metadata::TraceMetadata;
 use crate::comets::wire::Method;
 use crate::comets::{CallOutcome, Dialect};
 use crate::message::{CallTarget, ConnectionId};
@@ -145,7 +146,15 @@ impl InFlightCall {
         let method = request.method;
         let calls = self.calls.iter().take(if with_ids { self.attempted() } else { 0 });
         let is_replayed = with_ids && first.payload().is_replayed();
-        (channel::GrpcRequest::new(request, calls.filter_map(QueuedCall::ids), is_replayed), method)
+        let ids = calls.filter_map(QueuedCall::ids);
+        (channel::GrpcRequest::new(request, ids, self.shared_trace(), is_replayed), method)
+    }
+
+    /// The trace context of the next attempt's messages, if they share one.
+    fn shared_trace(&self) -> Option<&TraceMetadata> {
+        let first = self.calls.front()?.payload().trace()?;
+        let mut messages = self.calls.iter().take(self.attempted()).flat_map(QueuedCall::messages);
+        messages.all(|message| message.payload.trace() == Some(first)).then_some(first)
     }
 
     /// Reports the outcome of the attempt's messages.

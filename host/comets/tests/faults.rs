@@ -303,7 +303,7 @@ async fn bytes_that_wait_for_comets_are_bounded_over_all_of_them() {
     let body = bytes::Bytes::from(vec![b'x'; 90 * 1024]);
     let send = async |comet: &CometAddr| {
         let payload = fleet
-            .payload(&Content { operation: 5, body: &body, sent_ms: 0, traceparent: None, replayed: false })
+            .payload(&Content { operation: 5, body: &body, sent_ms: 0, trace: None, replayed: false })
             .await;
         let target = CallTarget::Room("a".into());
         let (outcomes, handle) = handle();

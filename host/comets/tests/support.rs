@@ -383,7 +383,7 @@ impl SendNow for Fleet {
     }
 
     fn payload_now(&self, operation: i32, body: &Bytes) -> Payload {
-        let content = Content { operation, body, sent_ms: 1, traceparent: None, replayed: false };
+        let content = Content { operation, body, sent_ms: 1, trace: None, replayed: false };
         self.payload(&content).now_or_never().expect("room for its bytes")
     }
 }

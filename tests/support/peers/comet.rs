@@ -198,6 +198,7 @@ fn call(event: &Value) -> Option<Call> {
         messages: ids.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
         at: Instant::now(),
         replayed: false,
+        trace: Default::default(),
         refused: false,
     })
 }

@@ -1,0 +1,3 @@
+//! Traces: the producer's trace context, and the gateway's own spans.
+
+mod context;
