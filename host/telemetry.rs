@@ -1,4 +1,4 @@
-//! Logging, and helpers for metrics.
+//! Logging, traces, and helpers for metrics.
 //!
 //! The gateway never waits for its log or fails with it: see [`sink`]. Log lines may contain foreign
 //! text: see [`escape`].
@@ -10,6 +10,7 @@ mod metrics;
 mod process;
 mod sink;
 mod throttle;
+pub mod traces;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::OnceLock;

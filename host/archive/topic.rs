@@ -31,7 +31,7 @@ impl ArchiveTopic {
         Self { producer, topic: topic.into(), metrics, in_flight: Arc::new(Semaphore::new(KIBIBYTES)) }
     }
 
-    /// Appends a message with users for whom it was stored: one record. Returns after all in-sync
+    /// Appends a message with users for whom it was stored, and its trace context: one record. Returns after all in-sync
     /// replicas have it.
     ///
     /// # Errors
@@ -40,6 +40,7 @@ impl ArchiveTopic {
     pub async fn append(
         &self,
         message: &Message,
+        trace: Option<TraceContext<'_>>,
         recipients: &[ArchiveRecipient<'_>],
     ) -> Result<(), WriteError> {
         let value = encode(message, recipients, time::to_record_ms(SystemTime::now()));
@@ -50,7 +51,7 @@ impl ArchiveTopic {
             key: message.record.key.as_deref().map(Into::into),
             value: Some(value.into()),
             timestamp_ms: message.record.timestamp_ms,
-            headers: message.record.trace_context().into_iter().flat_map(TraceContext::headers).collect(),
+            headers: trace.into_iter().flat_map(TraceContext::headers).collect(),
             ..OutgoingRecord::default()
         };
         self.producer.write_whole(&self.topic, record).await?;

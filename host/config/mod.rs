@@ -53,6 +53,8 @@ pub struct Config {
     pub api: api::Config,
     /// The log.
     pub log: telemetry::Config,
+    /// Traces of messages.
+    pub traces: telemetry::traces::Config,
     /// Process-level settings.
     pub process: sandbox::Config,
 }
@@ -111,6 +113,7 @@ impl Config {
         self.comets.tls.resolve_paths(base);
         self.admin.resolve_paths(base);
         self.api.resolve_paths(base);
+        self.traces.resolve_paths(base);
     }
 
     /// Invalid values of the right type.
@@ -132,6 +135,7 @@ impl Config {
         problems.extend(self.admin.validate());
         problems.extend(self.api.validate());
         problems.extend(self.log.validate());
+        problems.extend(self.traces.validate());
         if self.routing.rooms == pipeline::RoomSource::EveryComet && !self.comets.names_comets() {
             problems.push(
                 "`routing.rooms = \"every-comet\"` needs `comets.nodes` or `comets.discovery`: comets are not learned from a directory that is not queried".into(),
@@ -177,6 +181,7 @@ impl Config {
         warnings.extend(self.delivery.warnings());
         warnings.extend(self.admin.warnings());
         warnings.extend(self.api.warnings());
+        warnings.extend(self.traces.warnings());
         if self.comets.connect_timeout > self.delivery.request_timeout {
             warnings.push(format!(
                 "`comets.connect_timeout` ({:?}) has no effect beyond `delivery.request_timeout` ({:?}), the deadline of a call",

@@ -97,6 +97,7 @@ impl Handle {
         warnings.extend(self.kafka.warning());
         warnings.extend(self.pipeline.fleet.warnings());
         warnings.extend(self.pipeline.resolver.warning());
+        warnings.extend(self.pipeline.tracer.warning());
         warnings.extend(self.replay.iter().filter_map(|warning| warning.borrow().clone()));
         warnings.extend(self.archiver.iter().flat_map(ArchiverStatus::warnings));
         warnings.extend(self.others.lock().iter().filter_map(|source| source()));

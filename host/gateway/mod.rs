@@ -30,6 +30,7 @@ use crate::policy::{self, PluginConfig, Policies};
 use crate::redrive_key::CachedRedriveKey;
 use crate::stalls::Stalls;
 use crate::telemetry;
+use crate::telemetry::traces::Tracer;
 
 mod archiver;
 mod erasure;
@@ -95,8 +96,14 @@ impl Gateway {
         let policies = run_blocking("preparing the plugins", start).await??;
         let stalls = Stalls::register(&mut registry);
         let (inbox, writer) = InboxQueue::new(Arc::clone(&storage.inbox), &config.offline);
-        let pipeline =
-            Arc::new(build_pipeline(config, policies, &storage, inbox, stalls.clone(), &mut registry)?);
+        let mut pipeline = build_pipeline(config, policies, &storage, inbox, stalls.clone(), &mut registry)?;
+        let member = (&*config.kafka.group, &*config.kafka.instance_id);
+        let (tracer, exporter) = Tracer::start(&config.traces, member, &mut registry)?;
+        if let Some(exporter) = exporter {
+            tasks.spawn(panics::abort_on_panic("the exporter of spans", exporter.run(shutdown.clone())));
+        }
+        pipeline.tracer = tracer;
+        let pipeline = Arc::new(pipeline);
         tasks.spawn(panics::abort_on_panic("the writer of inboxes", writer.run(shutdown.clone())));
 
         log_reach(&pipeline.fleet).await;
@@ -174,7 +181,7 @@ impl Gateway {
             StopOutcome::Incomplete(leftover) => warn!("stopped: {leftover}; these are delivered again"),
             StopOutcome::Fenced => {
                 error!(
-                    "stopped: kafka has fenced this process out of the consumer group; check that no other process uses its `[kafka] instance`, then restart it"
+                    "stopped: kafka has fenced this process out of the consumer group; check that no other process uses its `[kafka] instance_id`, then restart it (with `group.protocol` = \"consumer\", the name of a process that was killed is free after its session, 45s by default)"
                 )
             }
             StopOutcome::TimedOut => {
@@ -256,6 +263,7 @@ fn build_pipeline(
         max_keys: config.delivery.max_keys,
         max_age: config.delivery.max_age,
         redrive_key: CachedRedriveKey::new(Arc::clone(&storage.redrive_keys)),
+        tracer: Tracer::default(),
         metrics: pipeline::Metrics::register(registry),
     })
 }

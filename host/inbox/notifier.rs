@@ -37,7 +37,7 @@ impl Notifier {
         Self { producer, topic, in_flight: Arc::new(Semaphore::new(KIBIBYTES)) }
     }
 
-    /// Writes a notification; returns after the broker has confirmed it. Calls `queued` once its
+    /// Writes a notification, with this trace context; returns after the broker has confirmed it. Calls `queued` once its
     /// order among the user's notifications is fixed.
     ///
     /// # Errors
@@ -45,6 +45,7 @@ impl Notifier {
     pub async fn notify(
         &self,
         message: &Message,
+        trace: Option<TraceContext<'_>>,
         absent: &AbsentRecipient,
         channel: &str,
         queued: impl FnOnce(),
@@ -61,7 +62,7 @@ impl Notifier {
             ("halley-room", room.to_owned()),
         ];
         let said = fields.into_iter().filter(|(_, value)| !value.is_empty());
-        let trace = message.record.trace_context().into_iter().flat_map(TraceContext::headers);
+        let trace = trace.into_iter().flat_map(TraceContext::headers);
         let headers = said.map(|(name, value)| Header::new(name, value)).chain(trace).collect();
         let outgoing = OutgoingRecord {
             key: Some(absent.user.as_str().as_bytes().into()),

@@ -24,6 +24,7 @@ use crate::pipeline::parts::Pipeline;
 use crate::pipeline::retry::{Cancelled, retry_until_cancelled, wait_while_held};
 use crate::router;
 use crate::stalls::StallStage;
+use crate::telemetry::traces::SpanStage;
 
 /// Absent recipients per call to a policy.
 const DECIDE_CHUNK: usize = 4_096;
@@ -117,6 +118,7 @@ impl DeliveryTask {
         drop(pending_outputs);
         self.trace.counts.failed += failed.users.len();
         self.pipeline.metrics.stage(TimedStage::Offline, since);
+        self.trace.note(SpanStage::Absent, since);
         Ok(failed.into_reason(absent.len()))
     }
 
@@ -269,7 +271,8 @@ impl DeliveryTask {
             }
         };
         let write = || async {
-            match self.pipeline.notifier.notify(message, absent, channel, queued).await {
+            match self.pipeline.notifier.notify(message, self.trace.context(), absent, channel, queued).await
+            {
                 Ok(()) => Ok(None),
                 Err(refused) if refused.refusal.is_some() => Ok(Some(refused.to_string())),
                 Err(error) => Err(error),

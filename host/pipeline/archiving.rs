@@ -46,7 +46,7 @@ impl DeliveryTask {
             return Ok(outcome);
         }
         let write = || async {
-            match archive.append(message, &recipients).await {
+            match archive.append(message, self.trace.context(), &recipients).await {
                 Ok(()) => Ok(None),
                 Err(refused) if refused.refusal.is_some() => Ok(Some(refused.to_string())),
                 Err(error) => Err(error),

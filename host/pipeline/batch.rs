@@ -31,10 +31,12 @@ use crate::pipeline::outcome::MessageOutcome;
 use crate::pipeline::parts::Pipeline;
 use crate::pipeline::resolve::Resolved;
 use crate::pipeline::retry::{Cancelled, HoldContext, Retry, retry_until_cancelled};
+use crate::pipeline::spans;
 use crate::pipeline::trace::{MessageTrace, UnsettledRecord};
 use crate::policy::{Chain, FilterProgress, FilterRun};
 use crate::router::Delivery;
 use crate::stalls::StallStage;
+use crate::telemetry::traces::SpanStage;
 
 /// Why a record is not a message.
 #[derive(Debug, thiserror::Error)]
@@ -117,13 +119,13 @@ impl PartitionWorker {
         self.pipeline.metrics.batch(admitted.len());
         let Pipeline { redrive_key, metrics, .. } = &*self.pipeline;
         claims::check(&mut admitted, redrive_key, metrics, self.hold()).await?;
-        let (messages, pending) = self.decode(admitted);
-        let filtered = self.filter(messages).await?;
+        let (messages, mut pending) = self.decode(admitted);
+        let filtered = self.filter(messages, &mut pending).await?;
         let (passed, guards) = self.sort(filtered, pending);
-        let passed = self.guard(passed, guards).await?;
+        let mut passed = self.guard(passed, guards).await?;
         let kept = passed.iter().filter(|passed| passed.retention.history).map(|passed| &passed.message);
         self.history.keep(&self.pipeline, kept, self.hold()).await?;
-        let resolved = self.resolve(&passed).await?;
+        let resolved = self.resolve(&mut passed).await?;
         self.dispatch(passed, resolved).await
     }
 
@@ -141,11 +143,13 @@ impl PartitionWorker {
     fn decode(&self, admitted: Vec<InFlightRecord>) -> (Vec<Message>, Vec<UnsettledRecord>) {
         let mut messages = Vec::with_capacity(admitted.len());
         let mut all_pending = Vec::with_capacity(admitted.len());
-        let age_limit = AgeLimit::of(self.pipeline.max_age, SystemTime::now());
+        let (now, batch) = (SystemTime::now(), admitted.len());
+        let age_limit = AgeLimit::of(self.pipeline.max_age, now);
         let mut decoder = Decoder::new(self.pipeline.max_keys);
         let positions = self.order.positions(admitted.iter().map(|admitted| &*admitted.record));
         for (InFlightRecord { record, ack }, position) in admitted.into_iter().zip(positions) {
-            let pending = UnsettledRecord { ack, position };
+            let span = spans::begin(&self.pipeline.tracer, &record, (now, self.started), batch);
+            let pending = UnsettledRecord { ack, position, span };
             if age_limit.excludes(&record) {
                 self.spawn_delivery(
                     MessageTrace::of_record(record, pending, self.started),
@@ -169,7 +173,11 @@ impl PartitionWorker {
         (messages, all_pending)
     }
 
-    async fn filter(&self, messages: Vec<Message>) -> Result<Vec<FilteredMessage>, Cancelled> {
+    async fn filter(
+        &self,
+        messages: Vec<Message>,
+        pending: &mut [UnsettledRecord],
+    ) -> Result<Vec<FilteredMessage>, Cancelled> {
         if !self.chain.set().sees_batches() {
             return Ok(messages.into_iter().map(FilteredMessage::untouched).collect());
         }
@@ -182,6 +190,7 @@ impl PartitionWorker {
             retry_until_cancelled(self.hold(), StallStage::SharedState, write).await?;
         }
         self.pipeline.metrics.stage(TimedStage::Filter, since);
+        spans::note(&self.pipeline.tracer, pending.iter_mut(), SpanStage::Filter, since);
         Ok(filtered)
     }
 
@@ -249,7 +258,7 @@ impl PartitionWorker {
     /// Claims all guards of the batch in one round trip; finishes the messages that a guard stopped.
     async fn guard(
         &self,
-        passed: Vec<PassedMessage>,
+        mut passed: Vec<PassedMessage>,
         guards: Vec<(usize, Guard)>,
     ) -> Result<Vec<PassedMessage>, Cancelled> {
         if guards.is_empty() {
@@ -264,6 +273,8 @@ impl PartitionWorker {
         let claims: Vec<_> = guards.iter().map(claim).collect();
         let claim = || self.pipeline.guards.claim(&claims);
         let may_pass = retry_until_cancelled(self.hold(), StallStage::Guard, claim).await?;
+        let records = passed.iter_mut().map(|passed| &mut passed.pending);
+        spans::note(&self.pipeline.tracer, records, SpanStage::Guard, since);
         let mut stopped: Vec<Option<Guard>> = passed.iter().map(|_| None).collect();
         for ((at, guard), may_pass) in guards.into_iter().zip(may_pass) {
             if !may_pass {
@@ -283,13 +294,15 @@ impl PartitionWorker {
         Ok(remaining)
     }
 
-    async fn resolve(&self, passed: &[PassedMessage]) -> Result<Resolved, Cancelled> {
+    async fn resolve(&self, passed: &mut [PassedMessage]) -> Result<Resolved, Cancelled> {
         let since = Instant::now();
         let messages: Vec<_> = passed.iter().map(|passed| &passed.message).collect();
         let adds_comets = passed.iter().any(|passed| !passed.overrides.also.is_empty());
         let resolver = &self.pipeline.resolver;
         let resolved = resolver.resolve(&messages, adds_comets, &self.chain, self.hold()).await?;
         self.pipeline.metrics.stage(TimedStage::Resolve, since);
+        let records = passed.iter_mut().map(|passed| &mut passed.pending);
+        spans::note(&self.pipeline.tracer, records, SpanStage::Resolve, since);
         Ok(resolved)
     }
 
@@ -318,7 +331,7 @@ impl PartitionWorker {
             };
             let entries = plan.absent.len() + if retention.inbox { plan.recipients } else { 0 };
             let absent_permit = self.absent_permit(&mut dispatcher, entries).await?;
-            let payload = dispatcher.payload(&message).await?;
+            let payload = dispatcher.payload(&message, pending.trace_context(&message.record)).await?;
             let message = InFlightMessage { message, pending, trail, retention, absent_permit };
             dispatcher.queue(plan, payload, message).await?;
         }
@@ -376,9 +389,10 @@ impl PartitionWorker {
     }
 
     /// Settles a message for which nothing is called or written.
-    fn spawn_delivery(&self, trace: MessageTrace, outcome: MessageOutcome, reason: impl Display) {
+    fn spawn_delivery(&self, mut trace: MessageTrace, outcome: MessageOutcome, reason: impl Display) {
         trace.log_settled(self.chain.set(), outcome, &reason);
         self.pipeline.metrics.settled(outcome, trace.started);
+        trace.finish_span(&self.pipeline.tracer, outcome, &reason);
         trace.pending.ack.settle();
     }
 

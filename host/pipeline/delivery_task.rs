@@ -4,6 +4,7 @@
 //! A task that is cancelled drops its ack handle, and the record is delivered again.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +23,7 @@ use crate::pipeline::retry::{Cancelled, HoldContext, retry_until_cancelled};
 use crate::pipeline::trace::MessageTrace;
 use crate::router::{self, Delivery, Recipient};
 use crate::stalls::StallStage;
+use crate::telemetry::traces::SpanStage;
 
 /// Why a message needs a delivery task.
 pub(super) enum StageOutcome {
@@ -62,6 +64,7 @@ impl DeliveryTask {
         let (outcome, reason) = ended.ok()?;
         self.trace.log_settled(self.chain.set(), outcome, &reason);
         self.pipeline.metrics.settled(outcome, self.trace.started);
+        self.trace.finish_span(&self.pipeline.tracer, outcome, &reason);
         let offset = self.trace.record.origin.offset;
         self.trace.pending.ack.settle();
         Some(offset)
@@ -248,8 +251,15 @@ impl DeliveryTask {
         metrics.recipients(RecipientOutcome::Dropped, counts.dropped);
     }
 
+    async fn dead_letter(&mut self, reason: DeadLetterReason) -> Result<SettledOutcome, Cancelled> {
+        let since = Instant::now();
+        let written = self.write_dead_letter(reason).await;
+        self.trace.note(SpanStage::DeadLetter, since);
+        written
+    }
+
     /// Writes the record as a dead letter, after earlier dead letters of its key.
-    async fn dead_letter(&self, reason: DeadLetterReason) -> Result<SettledOutcome, Cancelled> {
+    async fn write_dead_letter(&self, reason: DeadLetterReason) -> Result<SettledOutcome, Cancelled> {
         let (record, position) = (&self.trace.record, &self.trace.pending.position);
         // No more inbox entries or notifications follow.
         position.release(Output::Offline);

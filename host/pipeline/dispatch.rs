@@ -13,7 +13,7 @@ use foldhash::fast::RandomState;
 
 use crate::comets::{CallBatch, CallMessage, CallRequest, Content, Fleet, Payload, Run};
 use crate::decision::Overrides;
-use crate::message::{CometAddr, Message, RoomId};
+use crate::message::{CometAddr, Message, RoomId, TraceContext};
 use crate::pipeline::call::MessagePlan;
 use crate::pipeline::in_flight::{InFlight, InFlightMessage, RunContext, Settler};
 use crate::pipeline::retry::{Cancelled, HoldContext, hold_behind};
@@ -101,17 +101,21 @@ impl<'a> Dispatcher<'a> {
         }
     }
 
-    /// The content of a message, once there is room for its bytes.
+    /// The content of a message with its trace context, once there is room for its bytes.
     ///
     /// # Errors
     /// When the partition was cancelled meanwhile.
-    pub(super) async fn payload(&mut self, message: &Message) -> Result<Payload, Cancelled> {
+    pub(super) async fn payload(
+        &mut self,
+        message: &Message,
+        trace: Option<TraceContext<'_>>,
+    ) -> Result<Payload, Cancelled> {
         self.hold.offset = Some(message.record.origin.offset);
         let content = Content {
             operation: message.operation,
             body: &message.body,
             sent_ms: message.record.timestamp_ms.unwrap_or_default(),
-            trace: message.record.trace_context(),
+            trace,
             replayed: false,
         };
         match self.fleet.try_payload(&content) {

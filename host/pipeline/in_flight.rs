@@ -29,7 +29,9 @@ use crate::pipeline::key_order::KeyPosition;
 use crate::pipeline::metrics::Settled;
 use crate::pipeline::outcome::MessageOutcome;
 use crate::pipeline::parts::Pipeline;
+use crate::pipeline::spans;
 use crate::pipeline::trace::{MessageTrace, UnsettledRecord};
+use crate::telemetry::traces::SpanStage;
 
 /// How long a message that was given up holds its order after its outcome, if Kafka accepts no commit.
 const LONGEST_COMMIT: Duration = Duration::from_secs(30);
@@ -224,10 +226,15 @@ impl Settler {
             let count = ended.iter().map(|(_, messages)| messages.len()).sum();
             let (mut acks, mut positions) = (Vec::with_capacity(count), Vec::with_capacity(count));
             for (run, messages) in &ended {
-                self.settle(run, messages.clone(), &mut settled, |UnsettledRecord { ack, position }| {
-                    acks.push(ack);
-                    positions.push(position);
-                });
+                self.settle(
+                    run,
+                    messages.clone(),
+                    &mut settled,
+                    |UnsettledRecord { ack, position, .. }| {
+                        acks.push(ack);
+                        positions.push(position);
+                    },
+                );
             }
             KeyPosition::drop_all(positions);
             AckHandle::settle_all(acks);
@@ -253,11 +260,16 @@ impl Settler {
             if plan.calls.is_empty() { MessageOutcome::NoRecipients } else { MessageOutcome::Delivered };
         let mut all = run.messages.lock();
         for at in messages {
-            let Some(message) = all.get_mut(at as usize).and_then(Option::take) else { continue };
+            let Some(mut message) = all.get_mut(at as usize).and_then(Option::take) else { continue };
             settled.queued.push(context.queued);
             if is_cancelled {
                 // The record will be delivered again.
                 continue;
+            }
+            if let Some(span) = &mut message.pending.span
+                && !plan.calls.is_empty()
+            {
+                span.note(SpanStage::Deliver, context.queued, settled.now);
             }
             let exceptions = if has_exceptions { run.exceptions_of(at) } else { Vec::new() };
             if !exceptions.is_empty() || !plan.absent.is_empty() || message.retention.inbox {
@@ -265,6 +277,10 @@ impl Settler {
                 continue;
             }
             settled.add(outcome, plan.recipients, plan.withheld, context.started);
+            if let Some(span) = message.pending.span.take() {
+                let (tracer, record) = (&self.pipeline.tracer, &message.message.record);
+                spans::finish(tracer, span, record, plan.calls.len(), outcome, &"");
+            }
             if tracing::enabled!(tracing::Level::DEBUG) {
                 done(log_settled(message, context, outcome));
             } else {

@@ -87,7 +87,7 @@ pub struct Metrics {
 /// Messages that the settler settled, counted together.
 #[derive(Debug)]
 pub(super) struct Settled {
-    now: Instant,
+    pub(super) now: Instant,
     delivered: u64,
     nobody: u64,
     sent: usize,

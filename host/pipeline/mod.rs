@@ -44,6 +44,7 @@ mod parts;
 mod push;
 mod resolve;
 mod retry;
+mod spans;
 mod trace;
 
 use std::sync::Arc;

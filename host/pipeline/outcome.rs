@@ -26,6 +26,13 @@ label_enum! {
     }
 }
 
+impl MessageOutcome {
+    /// Whether it was not processed as it should be.
+    pub(super) fn is_failure(self) -> bool {
+        matches!(self, Self::DeadLettered | Self::Lost | Self::DeadLetterAgain)
+    }
+}
+
 label_enum! {
     /// The outcome for one recipient.
     pub(super) enum RecipientOutcome {

@@ -16,6 +16,7 @@ use crate::policy::Policies;
 use crate::redrive_key::CachedRedriveKey;
 use crate::shared_state::SharedState;
 use crate::stalls::Stalls;
+use crate::telemetry::traces::Tracer;
 
 /// The parts that process messages. Shared by all partitions.
 pub struct Pipeline {
@@ -55,6 +56,8 @@ pub struct Pipeline {
     pub max_age: Duration,
     /// Proves redriven records.
     pub redrive_key: CachedRedriveKey,
+    /// Traces messages.
+    pub tracer: Tracer,
     /// The pipeline's metrics.
     pub metrics: Metrics,
 }

@@ -14,6 +14,7 @@ use crate::pipeline::key_order::KeyPosition;
 use crate::pipeline::outcome::MessageOutcome;
 use crate::policy::PolicySet;
 use crate::router::Recipient;
+use crate::telemetry::traces::MessageSpan;
 
 /// How many comets and recipients the line names.
 const NAMED: usize = 10;
@@ -24,6 +25,8 @@ pub(super) struct UnsettledRecord {
     pub(super) ack: AckHandle,
     /// Its position among the messages of its key.
     pub(super) position: KeyPosition,
+    /// Its span, if it is traced.
+    pub(super) span: Option<Box<MessageSpan>>,
 }
 
 /// A message and what has happened to it so far.

@@ -231,6 +231,10 @@ pub(super) const CONFINED_CRATES: &[(&str, &[&str])] = &[
     ("landlock", &["sandbox"]),
     ("hyper", &["http_server"]),
     ("hyper_util", &["http_server", "comets"]),
-    ("reqwest", &["cli", "comets", "artifact"]),
+    ("reqwest", &["cli", "comets", "artifact", "telemetry"]),
+    ("opentelemetry", &["telemetry"]),
+    ("opentelemetry_sdk", &["telemetry"]),
+    ("opentelemetry_otlp", &["telemetry"]),
+    ("opentelemetry_http", &["telemetry"]),
     ("clap", &["cli", "telemetry"]),
 ];

@@ -9,6 +9,7 @@
 pub mod browser;
 pub mod call;
 pub mod certificates;
+pub mod collector;
 pub mod comet;
 mod comet_service;
 mod comet_stream;

@@ -13,6 +13,7 @@ use crate::cli::check::result::CheckResult;
 use crate::comets::Fleet;
 use crate::config::Config;
 use crate::gateway::{self, Storage};
+use crate::telemetry::traces;
 use crate::{artifact, files, policy, tls};
 
 /// Deadline of the directory.
@@ -31,8 +32,16 @@ pub(super) async fn all(config: &Config) -> Vec<CheckResult> {
         Some(listener("admin listener for probes", "probe_listen", address, &plain).await)
     };
     let replay = gateway::check_replay(config);
-    let (probed, directory, registries, listen, probes, replay) =
-        tokio::join!(gateway::probe(config), directory(config), registries(config), listen, probes, replay);
+    let traces = traces::probe(&config.traces);
+    let (probed, directory, registries, listen, probes, replay, traces) = tokio::join!(
+        gateway::probe(config),
+        directory(config),
+        registries(config),
+        listen,
+        probes,
+        replay,
+        traces
+    );
     let mut connected: Vec<_> = probed
         .into_iter()
         .map(|probed| CheckResult { warning: probed.is_warning, ..of(probed.subject, probed.found) })
@@ -47,6 +56,7 @@ pub(super) async fn all(config: &Config) -> Vec<CheckResult> {
     }
     connected.extend(replay.map(|found| of("replay on return".to_owned(), found)));
     connected.extend(registries);
+    connected.extend(traces.map(|found| of("collector of traces".to_owned(), found)));
     connected.push(listen);
     connected.extend(probes);
     connected.extend(certificates::all(config));

@@ -9,6 +9,7 @@ use crate::config::{Config, ConfigError, ConfigReport};
 use crate::decision::PluginVersion;
 use crate::gateway;
 use crate::policy::{Policies, PolicyDependencies};
+use crate::telemetry::traces;
 use result::CheckResult;
 
 /// Arguments of `halley check`.
@@ -72,6 +73,7 @@ fn inspect(args: &ConfigArgs) -> (Config, CheckReport) {
     let placed = |text: String| ConfigError { place: place.clone(), text };
     mistakes.extend(gateway::verify(&config).into_iter().map(placed));
     mistakes.extend(config.admin.token_problem().map(placed));
+    mistakes.extend(traces::headers_problem(&config.traces).map(placed));
     mistakes.extend(config.comets.discovery.file_problem().map(placed));
     mistakes.extend(certificates::problems(&config).into_iter().map(placed));
     let plugins = match plugins(&config) {

@@ -1,0 +1,147 @@
+//! The `[traces]` section.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use reqwest::Url;
+
+use super::sampler::Sampler;
+use crate::schema;
+
+/// `[traces]`: which messages are traced, and where their spans go.
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The URL of a collector that takes OTLP over HTTP, such as `http://127.0.0.1:4318`; `/v1/traces` is
+    /// added if it has no path. Empty: nothing is traced. A message's `traceparent` is passed on either way.
+    pub endpoint: String,
+    /// Which messages are traced: `parentbased_traceidratio` follows the producer's decision where a message
+    /// has a `traceparent`, `traceidratio` does not.
+    pub sampler: Sampler,
+    /// The share of messages that are traced where the producer did not decide, from 0 to 1.
+    pub sample_ratio: f64,
+    /// A file with headers for the collector, `Name: value` on each line, which only this process's user may
+    /// read. It is read again when it changes.
+    pub headers_file: Option<PathBuf>,
+    /// How long a batch is retried before its spans are dropped.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "schema::Duration")]
+    pub timeout: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            endpoint: String::new(),
+            sampler: Sampler::default(),
+            sample_ratio: 0.01,
+            headers_file: None,
+            timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Why `endpoint` cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum InvalidEndpoint {
+    #[error("`traces.endpoint` is `{0}`; expected an http or https URL, such as http://127.0.0.1:4318")]
+    NotHttp(String),
+    #[error(
+        "`traces.endpoint` contains a user or a password; put an Authorization header into `traces.headers_file`"
+    )]
+    Credentials,
+}
+
+impl Config {
+    /// Where spans go; `None` if nothing is traced.
+    pub(super) fn endpoint(&self) -> Result<Option<Url>, InvalidEndpoint> {
+        if self.endpoint.is_empty() {
+            return Ok(None);
+        }
+        let url = self.endpoint.parse::<Url>().ok().filter(|url| {
+            matches!(url.scheme(), "http" | "https") && url.host_str().is_some_and(|host| !host.is_empty())
+        });
+        let Some(mut url) = url else { return Err(InvalidEndpoint::NotHttp(self.endpoint.clone())) };
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(InvalidEndpoint::Credentials);
+        }
+        if url.path() == "/" {
+            url.set_path("/v1/traces");
+        }
+        Ok(Some(url))
+    }
+
+    /// Mistakes in the values, one sentence each.
+    pub fn validate(&self) -> Vec<String> {
+        let mut problems: Vec<String> = self.endpoint().err().iter().map(ToString::to_string).collect();
+        if !(0.0..=1.0).contains(&self.sample_ratio) {
+            problems.push(format!("`traces.sample_ratio` is {}; it must be from 0 to 1", self.sample_ratio));
+        }
+        if self.timeout.is_zero() {
+            problems.push("`traces.timeout` is 0; it must be greater".to_owned());
+        }
+        problems
+    }
+
+    /// Valid values that are probably not intended.
+    pub fn warnings(&self) -> Vec<String> {
+        let Ok(Some(url)) = self.endpoint() else {
+            let is_alone = self.endpoint.is_empty() && self.headers_file.is_some();
+            let text = "`traces.headers_file` is set, but `traces.endpoint` is not: nothing is traced";
+            return is_alone.then(|| text.to_owned()).into_iter().collect();
+        };
+        let is_open = url.scheme() == "http" && !url.host_str().is_some_and(is_loopback);
+        let text = "`traces.endpoint` is not https: what `traces.headers_file` has is readable on the way";
+        (is_open && self.headers_file.is_some()).then(|| text.to_owned()).into_iter().collect()
+    }
+
+    /// Resolves relative paths against this directory.
+    pub fn resolve_paths(&mut self, base: &Path) {
+        if let Some(file) = &mut self.headers_file {
+            *file = base.join(&*file);
+        }
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(endpoint: &str) -> Config {
+        Config { endpoint: endpoint.into(), ..Config::default() }
+    }
+
+    #[test]
+    fn an_endpoint_without_a_path_is_that_of_otlp() {
+        assert_eq!(Config::default().endpoint(), Ok(None));
+        for (text, url) in [
+            ("http://127.0.0.1:4318", "http://127.0.0.1:4318/v1/traces"),
+            ("https://collector.example/", "https://collector.example/v1/traces"),
+            ("https://collector.example/otlp/v1/traces", "https://collector.example/otlp/v1/traces"),
+        ] {
+            assert_eq!(of(text).endpoint(), Ok(Some(url.parse().unwrap())), "{text}");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named_with_their_key() {
+        assert_eq!((Config::default().validate(), Config::default().warnings()), (vec![], vec![]));
+        for wrong in ["127.0.0.1:4318", "grpc://collector:4317", "http://", "https://u:p@collector/"] {
+            let problems = of(wrong).validate();
+            assert!(problems.len() == 1 && problems[0].starts_with("`traces.endpoint`"), "{problems:?}");
+            assert!(!problems[0].contains("u:p@"), "{problems:?}");
+        }
+        let wrong = Config { sample_ratio: f64::NAN, timeout: Duration::ZERO, ..Config::default() };
+        let problems = wrong.validate();
+        assert!(problems[0].contains("sample_ratio") && problems[1].contains("timeout"), "{problems:?}");
+        let headers = |endpoint| Config { headers_file: Some("h".into()), ..of(endpoint) }.warnings().len();
+        let endpoints = ["", "http://collector:4318", "http://[::1]:4318", "https://collector"];
+        assert_eq!(endpoints.map(headers), [1, 1, 0, 0]);
+    }
+}
