@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 use serde_json::Value;
 
 use crate::support::certificates::{Certificate, EXPIRED, LONG, VALID};
+use crate::support::collector::Collector;
 use crate::support::comet::FakeComet;
 use crate::support::gateway::{Gateway, Plugin, gateway, quoted};
 use crate::support::kafka::kafka;
@@ -48,6 +49,14 @@ const MISTAKES: &[(&str, &str)] = &[
         "[kafka.properties]\n\"group.protocol\" = \"consumer\"\n\"partition.assignment.strategy\" = \"range\"",
         "`partition.assignment.strategy` is not supported for `group.protocol=consumer`",
     ),
+    (
+        "[kafka.properties]\n\"group.protocol\" = \"consumer\"\n\"heartbeat.interval.ms\" = \"1000\"",
+        "`heartbeat.interval.ms` is not supported for `group.protocol=consumer`. It is defined broker side",
+    ),
+    (
+        "[kafka.properties]\n\"group.protocol\" = \"consumer\"\n\"group.protocol.type\" = \"consumer\"",
+        "`group.protocol.type` is not supported for `group.protocol=consumer`",
+    ),
     ("[kafka.properties]\n\"max.in.flight\" = \"10\"", "max.in.flight"),
     ("[kafka.properties]\n\"sasl.passwrod\" = \"hunter2\"", "librdkafka knows no property `sasl.passwrod`"),
     ("[kafka.properties]\n\"security.protocol\" = \"hunter2\"", "`security.protocol` has an invalid value"),
@@ -63,6 +72,11 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[comets.tls]\nca = \"missing.pem\"", "`comets.tls.ca` "),
     ("[admin.tls]\ncertificate = \"gateway.pem\"", "`admin.tls.key` need each other"),
     ("[api.tls]\nclient_ca = \"clients.pem\"", "`api.tls.client_ca` needs `api.tls.certificate`"),
+    (
+        "[traces]\nendpoint = \"127.0.0.1:4318\"",
+        "`traces.endpoint` is `127.0.0.1:4318`; expected an http or https",
+    ),
+    ("[traces]\nheaders_file = \"halley.toml\"", "`traces.headers_file`"),
     ("[policies]\nstate_dir = \"halley.toml/state\"", "`policies.state_dir`"),
     ("[admin]\ntoken_file = \"nowhere\"", "nowhere cannot be read"),
     ("[admin]\ntoken_file = \"halley.toml\"\n[log]\nlevel = \"x\"", "`log.level`"),
@@ -91,6 +105,11 @@ fn every_mistake_is_named_before_anything_starts() {
 fn probable_mistakes_are_reported_as_warnings() {
     for (toml, environment, expected) in [
         ("[kafka]\nsession_timeout = \"1s\"", None, "group.min.session.timeout.ms"),
+        (
+            "[kafka]\ninstance_id = \"a\"\nproperties = { \"group.protocol\" = \"consumer\" }",
+            None,
+            "is refused under that name until the brokers' session of it has ended",
+        ),
         ("[delivery]\nmax_in_flight_bytes = \"256\"", None, "is 256 bytes"),
         (
             "[admin]\nlisten = \"0.0.0.0:9093\"",
@@ -161,7 +180,8 @@ async fn connecting_finds_what_is_missing_around_the_gateway() {
     let topic = kafka().topic("connect", 2).await;
     let dead = format!("{topic}.dead-letter");
     let settings = || gateway(&topic).redis(&redis).node(&comet);
-    let (code, found) = connect(settings()).await;
+    let collector = Collector::start().await;
+    let (code, found) = connect(settings().set("traces", "endpoint", quoted(collector.url()))).await;
     let about = |found: &[(String, bool, String)], subject: &str| {
         let found = found.iter().find(|(about, ..)| about.starts_with(subject));
         found.map(|(_, ok, text)| (*ok, text.clone())).unwrap_or_else(|| panic!("nothing about {subject}"))
@@ -175,6 +195,8 @@ async fn connecting_finds_what_is_missing_around_the_gateway() {
     assert_eq!(about(&found, "group "), (true, "it has committed nothing yet".to_owned()));
     assert!(about(&found, "directory").1.contains("SORT_RO"), "{found:#?}");
     assert_eq!(about(&found, &format!("comet {}", comet.address())), (true, "connects".to_owned()));
+    let takes = (true, format!("takes spans at {}/v1/traces", collector.url()));
+    assert_eq!(about(&found, "collector of traces"), takes);
 
     kafka().create_topic_with(&dead, 1, &[("max.message.bytes", "1000")]).await;
     let (code, found) = connect(settings()).await;
@@ -189,7 +211,9 @@ async fn connecting_finds_what_is_missing_around_the_gateway() {
     let wrong = settings()
         .set("kafka", "dead_letter_topic", quoted(&compacted))
         .set("kafka", "topics", format!("[{}]", quoted(&unique("missing"))))
-        .set("admin", "listen", quoted(&port));
+        .set("admin", "listen", quoted(&port))
+        .set("traces", "endpoint", quoted("http://127.0.0.1:1"))
+        .set("traces", "timeout", quoted("100ms"));
     let (code, found) = connect(wrong).await;
     assert_eq!(code, Some(1));
     for (subject, expected) in [
@@ -197,6 +221,7 @@ async fn connecting_finds_what_is_missing_around_the_gateway() {
         ("dead-letter topic compacted", "it is compacted"),
         ("comet ", "cannot connect to"),
         ("admin listener", "cannot be bound"),
+        ("collector of traces", "Connection refused"),
     ] {
         let (ok, text) = about(&found, subject);
         assert!(!ok && text.contains(expected), "{subject}: {text}");

@@ -63,7 +63,7 @@ impl Health {
     }
 
     /// Waits until Kafka has fenced this consumer. Only a new process recovers from that; usually
-    /// another process has taken over the name in `[kafka] instance`.
+    /// another process has taken over the name in `[kafka] instance_id`.
     pub async fn until_fenced(&self) {
         self.fenced.cancelled().await;
     }

@@ -185,6 +185,11 @@ impl Config {
                 "`kafka.session_timeout` only bounds draining: with `group.protocol` = \"consumer\" the brokers set the session timeout (`group.consumer.session.timeout.ms`)".into(),
             );
         }
+        if !self.instance_id.is_empty() && self.uses_consumer_protocol() {
+            warnings.push(
+                "`kafka.instance_id` is set: with `group.protocol` = \"consumer\", a process that was killed is refused under that name until the brokers' session of it has ended (45s by default), and exits; leave it empty, or let a supervisor restart it for that long".into(),
+            );
+        }
         warnings
     }
 

@@ -10,7 +10,7 @@ use tonic::Code;
 use super::network::FAULTS;
 use super::policies::{sometimes_poisonous, with_policies};
 use super::world::{World, WorldBuilder};
-use super::{seeded, some_time};
+use super::{Mode, seeded, some_time};
 use crate::support::comet::{Behaviour, Serves};
 use crate::support::gateway::{Gateway, RunningGateway, quoted};
 use crate::support::kafka::Kafka;
@@ -32,10 +32,10 @@ pub enum CometDeadline {
 }
 
 /// Causes random faults for this long.
-pub async fn chaos(serves: Serves, deadline: CometDeadline, lasts: Duration) {
+pub async fn chaos(mode: impl Into<Mode>, deadline: CometDeadline, lasts: Duration) {
     let mut random = seeded("everything");
     let Some((kafka, proxy)) = Kafka::own_behind_proxy(random.u64(..)).await else { return };
-    let plan = WorldBuilder::new("everything", 8, 3).await.serving(serves);
+    let plan = WorldBuilder::new("everything", 8, 3).await.serving(mode);
     let plan = WorldBuilder { kafka: Some((kafka, Some(proxy))), network: Some(random.u64(..)), ..plan };
     let mut world = plan.build().await;
     world.body = sometimes_poisonous;

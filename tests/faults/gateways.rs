@@ -3,22 +3,47 @@
 use std::time::Duration;
 
 use super::world::World;
-use super::{seeded, some_time};
+use super::{GroupProtocol, Mode, seeded, some_time};
 use crate::support::comet::Serves;
 use crate::support::eventually;
 use crate::support::gateway::{Gateway, RunningGateway, quoted};
 
+/// The same stories where the brokers assign partitions (KIP-848); `make soak` runs more of them.
+mod where_brokers_assign {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn killed_gateways_lose_and_reorder_nothing() {
+        killed(Mode::KIP_848, 1).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn gateways_that_join_and_leave_repeat_nothing() {
+        joining(Mode::KIP_848, 3).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_stop_while_another_joins_repeats_nothing() {
+        stopped_while_another_joins(Mode::KIP_848, 2).await;
+    }
+}
+
 in_each_mode!(killed_at_random_it_loses_and_reorders_nothing, serves => killed(serves, 25));
 
 /// Kills gateways under load, this many times.
-pub async fn killed(serves: Serves, times: usize) {
+pub async fn killed(mode: impl Into<Mode>, times: usize) {
     let mut random = seeded("killed");
-    let world = World::serving(serves, "killed", 8, 3).await;
+    let mode = mode.into();
+    let world = World::serving(mode, "killed", 8, 3).await;
     let settings = world.gateway().await;
     world
         .load_during(async {
             for _ in 0..times {
                 let gateway = settings.clone().start_unready().await;
+                if mode.protocol == GroupProtocol::Consumer {
+                    // It has nothing before the session of the last one has ended.
+                    wait_for_share(&gateway).await;
+                }
                 // Some are killed while they start, some under full load.
                 tokio::time::sleep(some_time(&mut random, Duration::from_millis(1500))).await;
                 gateway.kill();
@@ -37,9 +62,9 @@ pub async fn killed(serves: Serves, times: usize) {
 in_each_mode!(repeated_stops_under_load_duplicate_nothing, serves => stopped(serves, 6));
 
 /// Ends gateways with SIGTERM under load, this many times.
-pub async fn stopped(serves: Serves, times: usize) {
+pub async fn stopped(mode: impl Into<Mode>, times: usize) {
     let mut random = seeded("stopped");
-    let world = World::serving(serves, "stopped", 8, 3).await;
+    let world = World::serving(mode, "stopped", 8, 3).await;
     let settings = world.gateway().await;
     world
         .load_during(async {
@@ -64,8 +89,8 @@ in_each_mode!(a_gateway_frozen_past_its_session_resumes_harmlessly, serves => fr
 
 /// Two dynamic members; one is frozen for longer than the session timeout and resumes, this many
 /// times.
-pub async fn frozen(serves: Serves, times: usize) {
-    let world = World::serving(serves, "frozen", 8, 3).await;
+pub async fn frozen(mode: impl Into<Mode>, times: usize) {
+    let world = World::serving(mode, "frozen", 8, 3).await;
     let settings = dynamic(&world).await;
     let first = settings.clone().start().await;
     let second = settings.start().await;
@@ -97,9 +122,9 @@ pub async fn frozen(serves: Serves, times: usize) {
 in_each_mode!(gateways_that_join_and_leave_under_load_repeat_nothing, serves => joining(serves, 4));
 
 /// One gateway stays; others join and leave gracefully, this many times.
-pub async fn joining(serves: Serves, times: usize) {
+pub async fn joining(mode: impl Into<Mode>, times: usize) {
     let mut random = seeded("joining");
-    let world = World::serving(serves, "joining", 8, 3).await;
+    let world = World::serving(mode, "joining", 8, 3).await;
     let settings = dynamic(&world).await;
     let stays = settings.clone().start().await;
     world
@@ -127,8 +152,8 @@ in_each_mode!(a_stop_while_another_gateway_joins_repeats_nothing, serves => stop
 
 /// A gateway ends with SIGTERM in the middle of the rebalance by which another one joins, this many
 /// times: Kafka accepts no commits then.
-pub async fn stopped_while_another_joins(serves: Serves, times: usize) {
-    let world = World::serving(serves, "relay", 8, 3).await;
+pub async fn stopped_while_another_joins(mode: impl Into<Mode>, times: usize) {
+    let world = World::serving(mode, "relay", 8, 3).await;
     let settings = dynamic(&world).await;
     let mut serving = settings.clone().start().await;
     world
@@ -153,7 +178,7 @@ pub async fn stopped_while_another_joins(serves: Serves, times: usize) {
 }
 
 /// Members that come and go have no instance name.
-async fn dynamic(world: &World) -> Gateway {
+pub(super) async fn dynamic(world: &World) -> Gateway {
     world.gateway().await.set("kafka", "instance_id", quoted(""))
 }
 
@@ -166,7 +191,7 @@ async fn wait_for_halves(first: &RunningGateway, second: &RunningGateway) {
     }
 }
 
-async fn wait_for_partitions(gateway: &RunningGateway, wanted: usize) {
+pub(super) async fn wait_for_partitions(gateway: &RunningGateway, wanted: usize) {
     eventually(format!("{wanted} partitions assigned"), Duration::from_secs(60), async || {
         let assigned = gateway.metric("halley_partitions_assigned").await;
         (assigned == Some(wanted as f64)).then_some(())
@@ -174,7 +199,7 @@ async fn wait_for_partitions(gateway: &RunningGateway, wanted: usize) {
     .await;
 }
 
-async fn wait_for_share(gateway: &RunningGateway) {
+pub(super) async fn wait_for_share(gateway: &RunningGateway) {
     eventually("a share of the partitions", Duration::from_secs(60), async || {
         gateway.metric("halley_partitions_assigned").await.filter(|assigned| *assigned > 0.0)
     })

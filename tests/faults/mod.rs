@@ -35,13 +35,44 @@ pub mod gateways;
 pub mod network;
 pub mod policies;
 pub mod returning;
+pub mod scaling;
 pub mod servers;
 pub mod topics;
 pub mod world;
 
 use std::time::Duration;
 
+use crate::support::comet::Serves;
 use crate::support::print_uncaptured;
+
+/// How a world's comets take messages, and how its gateways share partitions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mode {
+    /// How comets take messages.
+    pub serves: Serves,
+    /// How gateways share partitions.
+    pub protocol: GroupProtocol,
+}
+
+/// The protocol of a consumer group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GroupProtocol {
+    /// The members assign partitions.
+    Classic,
+    /// The brokers assign partitions: KIP-848.
+    Consumer,
+}
+
+impl Mode {
+    /// Brokers assign partitions.
+    pub const KIP_848: Self = Self { serves: Serves::Calls, protocol: GroupProtocol::Consumer };
+}
+
+impl From<Serves> for Mode {
+    fn from(serves: Serves) -> Self {
+        Self { serves, protocol: GroupProtocol::Classic }
+    }
+}
 
 /// Random, and printed, so that a run can be repeated.
 pub fn seeded(story: &str) -> fastrand::Rng {

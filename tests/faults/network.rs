@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use super::seeded;
 use super::world::{World, WorldBuilder};
+use super::{Mode, seeded};
 use crate::support::comet::Serves;
 use crate::support::gateway::quoted;
 use crate::support::kafka::Kafka;
@@ -59,10 +59,11 @@ async fn to_redis(serves: Serves) {
 
 in_each_mode!(a_bad_network_to_kafka_loses_and_reorders_nothing, serves => to_kafka(serves));
 
-async fn to_kafka(serves: Serves) {
+/// Each kind of bad network between the gateway and Kafka.
+pub async fn to_kafka(mode: impl Into<Mode>) {
     let seed = seeded("network before Kafka").u64(..);
     let Some((kafka, proxy)) = Kafka::own_behind_proxy(seed).await else { return };
-    let plan = WorldBuilder::new("net-kafka", 8, 3).await.serving(serves);
+    let plan = WorldBuilder::new("net-kafka", 8, 3).await.serving(mode);
     let world = WorldBuilder { kafka: Some((kafka, Some(proxy))), ..plan }.build().await;
     // Not a static member: if a join's answer is lost, Kafka treats the retry as another process of
     // that name, and fences the first one. The default session timeout is longer than the faults.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::world::{World, WorldBuilder};
-use super::{seeded, some_time};
+use super::{Mode, seeded, some_time};
 use crate::support::comet::Serves;
 use crate::support::gateway::quoted;
 use crate::support::kafka::Kafka;
@@ -12,10 +12,10 @@ use crate::support::{PATIENCE, eventually};
 in_each_mode!(a_restarted_broker_loses_and_reorders_nothing, serves => broker(serves, 2));
 
 /// Kills the broker under load and starts it again, this many times.
-pub async fn broker(serves: Serves, times: usize) {
+pub async fn broker(mode: impl Into<Mode>, times: usize) {
     let mut random = seeded("broker");
     let Some(kafka) = Kafka::own().await else { return };
-    let plan = WorldBuilder::new("broker", 8, 3).await.serving(serves);
+    let plan = WorldBuilder::new("broker", 8, 3).await.serving(mode);
     let world = WorldBuilder { kafka: Some((kafka, None)), ..plan }.build().await;
     // Longer than a restart of the broker takes on a loaded machine: otherwise the partitions count
     // as lost, and uncommitted records are delivered again.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::world::{World, WorldBuilder};
-use super::{seeded, some_time};
+use super::{Mode, seeded, some_time};
 use crate::support::PATIENCE;
 use crate::support::comet::{Behaviour, Serves};
 use crate::support::eventually;
@@ -13,12 +13,12 @@ in_each_mode!(a_topic_recreated_under_load_loses_nothing, serves => recreated(se
 
 /// Deletes the topic with records in flight and creates it again, and kills the gateway at a random
 /// moment after that, this many times.
-pub async fn recreated(serves: Serves, times: usize) {
+pub async fn recreated(mode: impl Into<Mode>, times: usize) {
     if !kafka().can_prove("a_topic_created_again_under_load") {
         return;
     }
     let mut random = seeded("recreated");
-    let world: World = WorldBuilder::new("recreated", 4, 2).await.serving(serves).build().await;
+    let world: World = WorldBuilder::new("recreated", 4, 2).await.serving(mode).build().await;
     let settings = world.gateway().await;
     let mut gateway = settings.clone().start().await;
     for _ in 0..times {

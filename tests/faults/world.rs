@@ -8,7 +8,7 @@ use halley::message::MESSAGE_ID;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use crate::faults::excuses;
+use crate::faults::{GroupProtocol, Mode, excuses};
 use crate::support::comet::{Dialect, FakeComet, Serves};
 use crate::support::gateway::{Gateway, RunningGateway, gateway, quoted};
 use crate::support::history::{Excuse, History, Interruption, Report, SentMessage, body, receipts};
@@ -33,8 +33,10 @@ pub struct WorldBuilder {
     pub rooms: usize,
     pub comets: usize,
     pub spread: Spread,
-    /// How its comets take messages.
-    pub serves: Serves,
+    /// How its comets take messages, and its gateways share partitions.
+    pub mode: Mode,
+    /// The number of partitions of its topic.
+    pub partitions: i32,
     /// The seed of a bad network to the comets and Redis, if any.
     pub network: Option<u64>,
     /// A Kafka of its own instead of the shared one, optionally behind a bad network.
@@ -46,27 +48,28 @@ impl WorldBuilder {
     /// Rooms with users on each of this many comets, on a healthy network.
     pub async fn new(name: &'static str, rooms: usize, comets: usize) -> Self {
         let redis = Redis::start_keeping().await;
-        let (spread, serves): (Spread, _) = (|_, _| true, Serves::Calls);
-        Self { name, rooms, comets, spread, serves, network: None, kafka: None, redis }
+        let (spread, mode): (Spread, _) = (|_, _| true, Serves::Calls.into());
+        let partitions = PARTITIONS;
+        Self { name, rooms, comets, spread, mode, partitions, network: None, kafka: None, redis }
     }
 
-    /// Whose comets take messages in this way.
-    pub fn serving(self, serves: Serves) -> Self {
-        Self { serves, ..self }
+    /// Whose comets take messages in this way, and gateways share partitions in this way.
+    pub fn serving(self, mode: impl Into<Mode>) -> Self {
+        Self { mode: mode.into(), ..self }
     }
 
     /// Builds the world.
     pub async fn build(self) -> World {
         let topic = {
             let broker = self.kafka.as_ref().map_or_else(|| kafka(), |(kafka, _)| kafka);
-            let topic = broker.topic(self.name, PARTITIONS).await;
+            let topic = broker.topic(self.name, self.partitions).await;
             broker.create_topic(&dead_letters(&topic), 1).await;
             topic
         };
         let mut comets = Vec::new();
         for at in 0..self.comets {
             let network = self.network.map(|seed| seed + at as u64);
-            comets.push(CometEndpoint::start(self.serves, network).await);
+            comets.push(CometEndpoint::start(self.mode.serves, network).await);
         }
         let redis_proxy = match self.network {
             Some(seed) => Some(Proxy::start(self.redis.url().trim_start_matches("redis://"), seed).await),
@@ -75,6 +78,8 @@ impl WorldBuilder {
         let rooms = (0..self.rooms).map(|room| (format!("room-{room}"), users(room, &comets, self.spread)));
         let world = World {
             topic,
+            protocol: self.mode.protocol,
+            partitions: self.partitions,
             rooms: rooms.collect(),
             comets,
             redis: tokio::sync::Mutex::new(self.redis),
@@ -130,6 +135,8 @@ impl CometEndpoint {
 /// The environment of a run.
 pub struct World {
     pub topic: String,
+    protocol: GroupProtocol,
+    partitions: i32,
     pub comets: Vec<CometEndpoint>,
     pub redis: tokio::sync::Mutex<Redis>,
     pub redis_proxy: Option<Proxy>,
@@ -158,9 +165,9 @@ impl World {
         Self::serving(Serves::Calls, name, rooms, comets).await
     }
 
-    /// The same, with comets that take messages in this way.
-    pub async fn serving(serves: Serves, name: &'static str, rooms: usize, comets: usize) -> Self {
-        WorldBuilder::new(name, rooms, comets).await.serving(serves).build().await
+    /// The same, with comets that take messages in this way, and gateways that share partitions in this way.
+    pub async fn serving(mode: impl Into<Mode>, name: &'static str, rooms: usize, comets: usize) -> Self {
+        WorldBuilder::new(name, rooms, comets).await.serving(mode).build().await
     }
 
     /// When it began.
@@ -184,8 +191,8 @@ impl World {
         }
     }
 
-    /// A gateway for this world. It is a static member, so that a restarted one gets its partitions at
-    /// once.
+    /// A gateway for this world. It is a static member if it can be, so that a restarted one gets its
+    /// partitions at once.
     pub async fn gateway(&self) -> Gateway {
         let mut settings = gateway(&self.topic);
         if let Some((kafka, proxy)) = &self.kafka {
@@ -198,8 +205,13 @@ impl World {
         if let Some(proxy) = &self.redis_proxy {
             settings = settings.set("redis", "url", quoted(&format!("redis://{}", proxy.address())));
         }
+        if self.protocol == GroupProtocol::Consumer {
+            settings = settings.set("kafka", "properties", "{ \"group.protocol\" = \"consumer\" }");
+        }
+        // Brokers of KIP-848 let a member that was killed in again only when its session has ended.
+        let instance = if self.protocol == GroupProtocol::Consumer { "" } else { "gateway-0" };
         settings
-            .set("kafka", "instance_id", quoted("gateway-0"))
+            .set("kafka", "instance_id", quoted(instance))
             .set("kafka", "commit_interval", quoted("100ms"))
             .set("kafka", "session_timeout", quoted("6s"))
             .set("log", "level", quoted(excuses::LOG_LEVEL))
@@ -271,7 +283,7 @@ impl World {
         let marks = self.broker().view().committed_marks(group, &self.topic).await;
         let ids = marks.values().map(|(_, mark)| topic_id(mark).to_owned());
         self.old_marks.lock().extend(ids);
-        self.broker().recreate_topic(&self.topic, PARTITIONS).await;
+        self.broker().recreate_topic(&self.topic, self.partitions).await;
         let incarnation = 1 + self.incarnation.fetch_add(1, Ordering::Relaxed);
         let from = Instant::now();
         let mut interruptions = self.interruptions.lock();

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use crate::faults::everything::CometDeadline;
-use crate::faults::{comets, everything, gateways, policies, returning, servers};
+use crate::faults::{
+    Mode, comets, everything, gateways, network, policies, returning, scaling, servers, topics,
+};
 use crate::soak::fault_time;
 use crate::support::comet::Serves;
 
@@ -71,4 +73,26 @@ async fn everything_at_once_for_long() {
             everything::chaos(serves, CometDeadline::AsConfigured, Duration::from_secs(30)).await;
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes minutes: make soak"]
+async fn brokers_assign_partitions_through_every_fault() {
+    gateways::killed(Mode::KIP_848, 15).await;
+    gateways::stopped(Mode::KIP_848, 30).await;
+    gateways::frozen(Mode::KIP_848, 5).await;
+    gateways::joining(Mode::KIP_848, 10).await;
+    gateways::stopped_while_another_joins(Mode::KIP_848, 5).await;
+    servers::broker(Mode::KIP_848, 5).await;
+    topics::recreated(Mode::KIP_848, 3).await;
+    network::to_kafka(Mode::KIP_848).await;
+    everything::chaos(Mode::KIP_848, CometDeadline::Never, Duration::from_secs(60)).await;
+    everything::chaos(Mode::KIP_848, CometDeadline::AsConfigured, Duration::from_secs(60)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes minutes: make soak"]
+async fn from_2_to_8_gateways_and_back() {
+    scaling::out_and_in(Serves::Calls, 8).await;
+    scaling::out_and_in(Mode::KIP_848, 8).await;
 }

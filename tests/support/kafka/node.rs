@@ -183,6 +183,11 @@ share.coordinator.state.topic.min.isr=1
 # Stories with two gateways do not wait for a group to fill, nor long for a dead member.
 group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=1000
+# The same for groups of KIP-848, whose members are heard once per heartbeat.
+group.consumer.min.session.timeout.ms=1000
+group.consumer.session.timeout.ms=6000
+group.consumer.min.heartbeat.interval.ms=100
+group.consumer.heartbeat.interval.ms=500
 log.cleaner.enable=false
 num.network.threads=2
 num.io.threads=4
