@@ -38,6 +38,7 @@ fn every_command_explains_itself() {
         "explain",
         "plugin",
         "replay",
+        "bench",
         "dead-letter",
         "inbox",
         "archive",
@@ -227,4 +228,43 @@ fn the_demo_tour_passes() {
     let missing = halley(&["demo", "--once", "--plugins", "/nowhere"]);
     assert_eq!(missing.status.code(), Some(2));
     assert!(stderr(&missing).contains("make plugins"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_benchmark_counts_what_arrives_and_removes_its_users() {
+    let redis = Redis::start().await;
+    let topic = kafka().topic("benchmark", 2).await;
+    let gateway = gateway(&topic).redis(&redis).start().await;
+    let config = gateway.file().display().to_string();
+    let bench = async |args: &[&str]| {
+        let fixed = ["bench", "--config", &config, "--rooms", "4", "--users", "3", "--churn", "50"];
+        let args: Vec<String> = fixed.iter().chain(args).map(|arg| (*arg).to_owned()).collect();
+        let run = move || Command::new(env!("CARGO_BIN_EXE_halley")).args(args).output();
+        tokio::task::spawn_blocking(run).await.expect("joins").expect("the binary runs")
+    };
+    let kept = async || redis.run::<Vec<String>>(redis::cmd("KEYS").arg("*halley-bench*").to_owned()).await;
+
+    let done = bench(&["--duration", "2s", "--rate", "100", "--json"]).await;
+    let report: serde_json::Value =
+        serde_json::from_str(&stdout(&done)).unwrap_or_else(|_| panic!("{done:?}"));
+    assert_eq!(done.status.code(), Some(0), "{done:?}");
+    let count = |key: &str| report[key].as_u64().unwrap_or_else(|| panic!("{key}: {report}"));
+    assert_eq!([count("lost"), count("repeated"), count("reordered")], [0; 3], "{report}");
+    // One more for each room at the beginning, and both comets get everything.
+    assert!(count("sent") > 4 && count("received") == 2 * count("sent"), "{report}");
+    assert!(report["p50_ms"].as_f64() <= report["p99_ms"].as_f64() && report["p99_ms"].is_f64(), "{report}");
+    assert_eq!(kept().await, [""; 0], "its users are gone");
+
+    // Not where real users are, unless that is what is wanted.
+    kafka().produce_room(&topic, "lobby", "hello").await;
+    redis.join("lobby", "conn_1", "user_1", "127.0.0.1:1").await;
+    let refused = bench(&["--duration", "100ms"]).await;
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    for doubt in ["such as `lobby`", "holds messages of others", "pass --yes"] {
+        assert!(stderr(&refused).contains(doubt), "{refused:?}");
+    }
+    let forced = bench(&["--duration", "100ms", "--yes"]).await;
+    assert!(forced.status.success() && stdout(&forced).contains("lost       0"), "{forced:?}");
+    assert_eq!(kept().await, [""; 0]);
+    assert_eq!(redis.run::<u32>(redis::cmd("EXISTS").arg("room:connections:lobby").to_owned()).await, 1);
 }

@@ -1,6 +1,7 @@
 //! The command line: one file per command.
 
 mod archive;
+mod bench;
 mod check;
 mod client_tls;
 mod common;
@@ -65,6 +66,9 @@ enum Command {
     /// The plugin's clock is the current time and its state begins empty: a policy that counts over
     /// time decides as if everything arrived at once.
     Replay(replay::Args),
+    /// Puts load on a running gateway: acts as producers and comets, and counts what is lost, repeated,
+    /// out of order, and how late.
+    Bench(bench::Args),
     /// Lists messages that could not be delivered, and redrives them once the cause is fixed.
     DeadLetter(dead_letter::Args),
     /// Reads, replays, acknowledges and deletes what absent users have missed.
@@ -97,6 +101,7 @@ impl Cli {
             Command::Explain(args) => explain::run(args),
             Command::Plugin(args) => plugin::run(args),
             Command::Replay(args) => replay::run(args),
+            Command::Bench(args) => bench::run(args),
             Command::DeadLetter(args) => dead_letter::run(args),
             Command::Inbox(args) => inbox::run(args),
             Command::History(args) => history::run(args),

@@ -1,6 +1,6 @@
 //! The directory of connections: maps rooms and keys to connections, in batches.
 //!
-//! Comets write the directory; the gateway only reads it. [`RedisDirectory`] reads the real one.
+//! Comets write the directory; the gateway only reads it ([`Registrations`] is for `halley bench`). [`RedisDirectory`] reads the real one.
 //! [`MemoryDirectory`] replaces it in the demo and in tests and behaves the same (both pass one
 //! contract test suite). [`RouteCache`] caches the routes of rooms until a change is reported.
 //!
@@ -23,6 +23,7 @@ mod metrics;
 mod newcomers;
 mod pages;
 mod redis;
+mod registrations;
 mod replies;
 mod room_hints;
 mod room_query;
@@ -44,6 +45,7 @@ pub use freshness::{ForgetCause, Freshness, LeaseTerm, RoomChanges, RoomReading}
 pub use memory::MemoryDirectory;
 pub use metrics::Metrics;
 pub use redis::RedisDirectory;
+pub use registrations::{Registration, Registrations};
 pub use room_query::ROOM_KEYS;
 
 /// A query to the directory.
