@@ -180,8 +180,7 @@ async fn connecting_finds_what_is_missing_around_the_gateway() {
     let topic = kafka().topic("connect", 2).await;
     let dead = format!("{topic}.dead-letter");
     let settings = || gateway(&topic).redis(&redis).node(&comet);
-    let collector = Collector::start().await;
-    let (code, found) = connect(settings().set("traces", "endpoint", quoted(collector.url()))).await;
+    let (code, found) = connect(settings()).await;
     let about = |found: &[(String, bool, String)], subject: &str| {
         let found = found.iter().find(|(about, ..)| about.starts_with(subject));
         found.map(|(_, ok, text)| (*ok, text.clone())).unwrap_or_else(|| panic!("nothing about {subject}"))
@@ -195,8 +194,6 @@ async fn connecting_finds_what_is_missing_around_the_gateway() {
     assert_eq!(about(&found, "group "), (true, "it has committed nothing yet".to_owned()));
     assert!(about(&found, "directory").1.contains("SORT_RO"), "{found:#?}");
     assert_eq!(about(&found, &format!("comet {}", comet.address())), (true, "connects".to_owned()));
-    let takes = (true, format!("takes spans at {}/v1/traces", collector.url()));
-    assert_eq!(about(&found, "collector of traces"), takes);
 
     kafka().create_topic_with(&dead, 1, &[("max.message.bytes", "1000")]).await;
     let (code, found) = connect(settings()).await;
@@ -211,9 +208,7 @@ async fn connecting_finds_what_is_missing_around_the_gateway() {
     let wrong = settings()
         .set("kafka", "dead_letter_topic", quoted(&compacted))
         .set("kafka", "topics", format!("[{}]", quoted(&unique("missing"))))
-        .set("admin", "listen", quoted(&port))
-        .set("traces", "endpoint", quoted("http://127.0.0.1:1"))
-        .set("traces", "timeout", quoted("100ms"));
+        .set("admin", "listen", quoted(&port));
     let (code, found) = connect(wrong).await;
     assert_eq!(code, Some(1));
     for (subject, expected) in [
@@ -221,7 +216,6 @@ async fn connecting_finds_what_is_missing_around_the_gateway() {
         ("dead-letter topic compacted", "it is compacted"),
         ("comet ", "cannot connect to"),
         ("admin listener", "cannot be bound"),
-        ("collector of traces", "Connection refused"),
     ] {
         let (ok, text) = about(&found, subject);
         assert!(!ok && text.contains(expected), "{subject}: {text}");
@@ -391,4 +385,18 @@ async fn connecting_asks_registries_and_warns_of_certificates_that_expire_soon()
     let gone = found.iter().find(|(about, ..)| *about == subject);
     let is_told = gone.is_some_and(|(_, ok, text)| !ok && text.contains("cannot be found"));
     assert!(code == Some(1) && is_told, "{found:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connecting_asks_the_collector_of_traces() {
+    let (topic, collector) = (kafka().topic("collector", 1).await, Collector::start().await);
+    let takes = format!("takes spans at {}/v1/traces", collector.url());
+    for (endpoint, ok, expected) in
+        [(collector.url(), true, &*takes), ("http://127.0.0.1:1", false, "Connection refused")]
+    {
+        let settings = gateway(&topic).set("traces", "endpoint", quoted(endpoint));
+        let (_, found) = connect(settings.set("traces", "timeout", quoted("2s"))).await;
+        let about = found.iter().find(|(subject, ..)| subject == "collector of traces");
+        assert!(about.is_some_and(|(_, is, text)| *is == ok && text.contains(expected)), "{found:#?}");
+    }
 }

@@ -50,6 +50,24 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+fn of(span: &Span, key: &str) -> String {
+    attribute(&span.attributes, key).unwrap_or_default()
+}
+
+/// What the conventions for messaging ask for.
+fn assert_attributes(span: &Span, topic: &str, group: &str) {
+    for (key, expected) in [
+        ("messaging.system", "kafka"),
+        ("messaging.operation.type", "process"),
+        ("messaging.destination.name", topic),
+        ("messaging.destination.partition.id", "0"),
+        ("messaging.consumer.group.name", group),
+        ("halley.outcome", "delivered"),
+    ] {
+        assert_eq!(of(span, key), expected, "{key}");
+    }
+}
+
 #[tokio::test]
 async fn a_sampled_message_has_a_span_with_its_stages() {
     let (redis, comet, collector) =
@@ -92,17 +110,7 @@ async fn a_sampled_message_has_a_span_with_its_stages() {
         (hex(&lobby.trace_id), hex(&lobby.parent_span_id)),
         (SAMPLED[3..35].into(), SAMPLED[36..52].into())
     );
-    let of = |span: &Span, key: &str| attribute(&span.attributes, key).unwrap_or_default();
-    for (key, expected) in [
-        ("messaging.system", "kafka"),
-        ("messaging.operation.type", "process"),
-        ("messaging.destination.name", &topic),
-        ("messaging.destination.partition.id", "0"),
-        ("messaging.consumer.group.name", gateway.group()),
-        ("halley.outcome", "delivered"),
-    ] {
-        assert_eq!(of(lobby, key), expected, "{key}");
-    }
+    assert_attributes(lobby, &topic, gateway.group());
     assert_eq!(
         (of(half, "halley.outcome"), of(refused, "error.type")),
         ("partly-delivered".into(), "dead-lettered".into())
