@@ -19,7 +19,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 use futures_util::stream::{FuturesUnordered, Stream as _};
@@ -32,12 +31,13 @@ use tokio::sync::mpsc;
 use tonic::codegen::Service as _;
 
 use super::access::{DialGate, GatedConnector};
+use super::body::Body;
 use super::coalesced::coalesced;
 use super::grpc::{CallFailure, Target, classify_error, headers, read_status, request, status};
 use super::stream::{self, open::Offered};
 use super::tls::TlsClient;
 use super::trace_metadata::TraceMetadata;
-use super::wire::{self, Body};
+use super::wire;
 use crate::message::{CometAddr, InvalidAddress, MESSAGE_ID, REPLAYED};
 
 /// TCP keepalive detects a peer that vanished while the connection is idle: a probe after this long
@@ -121,7 +121,7 @@ impl Dialer {
         CometClient { target, connecting, offering, welcome_timeout, closed }
     }
 
-    async fn connect(mut self, closed: Arc<AtomicBool>) -> Result<SendRequest<Bytes>, CallFailure> {
+    async fn connect(mut self, closed: Arc<AtomicBool>) -> Result<SendRequest<Body>, CallFailure> {
         let connected = self.handshake(&closed).await;
         if connected.is_err() {
             closed.store(true, Ordering::Relaxed);
@@ -129,7 +129,7 @@ impl Dialer {
         connected
     }
 
-    async fn handshake(&mut self, closed: &Arc<AtomicBool>) -> Result<SendRequest<Bytes>, CallFailure> {
+    async fn handshake(&mut self, closed: &Arc<AtomicBool>) -> Result<SendRequest<Body>, CallFailure> {
         // The connector takes the port from the authority.
         let uri = Target { scheme: Scheme::HTTP, ..self.target.clone() }.uri(PathAndQuery::from_static("/"));
         std::future::poll_fn(|context| self.connector.poll_ready(context))
@@ -152,7 +152,7 @@ impl Dialer {
         &self,
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         closed: &Arc<AtomicBool>,
-    ) -> Result<SendRequest<Bytes>, CallFailure> {
+    ) -> Result<SendRequest<Body>, CallFailure> {
         let mut http2 = Builder::new();
         http2
             .initial_window_size(STREAM_WINDOW)
@@ -206,7 +206,7 @@ impl Drivers {
     }
 }
 
-type Connecting = Shared<BoxFuture<'static, Result<SendRequest<Bytes>, CallFailure>>>;
+type Connecting = Shared<BoxFuture<'static, Result<SendRequest<Body>, CallFailure>>>;
 
 /// One connection to a comet. Clones share it.
 #[derive(Clone)]
@@ -250,11 +250,7 @@ impl CometClient {
         let (response, mut stream) =
             sender.send_request(request(&target, path, headers), false).map_err(no_answer)?;
         drop(sender);
-        let Body(pieces) = body;
-        let last = pieces.iter().rposition(|piece| !piece.is_empty()).unwrap_or(0);
-        for (at, piece) in pieces.into_iter().enumerate().take(last + 1) {
-            stream.send_data(piece, at == last).map_err(no_answer)?;
-        }
+        stream.send_data(body, true).map_err(no_answer)?;
         let response = response.await.map_err(no_answer)?;
         if response.status() != StatusCode::OK {
             // Not a comet: for example a proxy in front of one that is down.

@@ -21,7 +21,7 @@ use super::discovery::Discovery;
 use super::limits::TableLimits;
 use super::names::ServerNames;
 use super::node_list::NodeList;
-use super::pending::{PendingBytes, try_or_wait};
+use super::pending::{PendingBytes, ReservedBytes, try_or_wait};
 use super::sharing::SightingExchange;
 use super::shortage::ResourceShortage;
 use super::state::CometState;
@@ -126,19 +126,15 @@ impl Fleet {
 
     /// A message that all its calls share. Waits while `max_pending_bytes` are used up.
     pub async fn payload(&self, content: &Content<'_>) -> Payload {
-        match self.try_payload(content) {
-            Some(payload) => payload,
-            None => {
-                let held = self.pending.take(Payload::cost(content.body)).await;
-                Payload::new(self.config.dialect, content, Some(held))
-            }
-        }
+        let held = self.pending.take(Payload::cost(content.body)).await;
+        Payload::new(self.config.dialect, content).holding(held)
     }
 
-    /// Like [`Fleet::payload`], without waiting: `None` while `max_pending_bytes` are used up.
-    pub fn try_payload(&self, content: &Content<'_>) -> Option<Payload> {
-        let held = self.pending.try_take(Payload::cost(content.body))?;
-        Some(Payload::new(self.config.dialect, content, Some(held)))
+    /// One of several messages, without waiting: `None` while `max_pending_bytes` are used up. Its bytes
+    /// are promised by `reserved`, and have to be [held](super::Run::hold) by its run.
+    pub fn try_payload(&self, content: &Content<'_>, reserved: &mut ReservedBytes) -> Option<Payload> {
+        let has_room = reserved.promise(&self.pending, Payload::cost(content.body));
+        has_room.then(|| Payload::new(self.config.dialect, content))
     }
 
     /// Queues a call for its comet. Calls of one room or connection keep the order in which they were

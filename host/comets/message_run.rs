@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 
 use super::hold::OrderHold;
 use super::outcome::{CallOutcome, Outcomes};
+use super::pending::{PendingPermit, ReservedBytes};
 use super::wire::{self, Payload};
 use crate::message::{MESSAGE_ID, MessageId};
 
@@ -55,9 +56,9 @@ const fn share_of_metadata(bytes: usize) -> usize {
 /// entry for each (`PROTOCOL-HTTP2.md`, Custom-Metadata). `None` if none of them is valid there: metadata
 /// is printable ASCII.
 pub(super) fn id_list<'a>(ids: impl Iterator<Item = &'a MessageId> + Clone) -> Option<HeaderValue> {
-    let ids = ids.map(MessageId::as_str).filter(|id| is_valid_in_list(id));
+    let ids = ids.map(MessageId::as_str);
     let mut list = BytesMut::with_capacity(ids.clone().map(|id| id.len() + 1).sum());
-    for id in ids {
+    for id in ids.filter(|id| is_valid_in_list(id)) {
         if !list.is_empty() {
             list.put_u8(b',');
         }
@@ -69,6 +70,14 @@ pub(super) fn id_list<'a>(ids: impl Iterator<Item = &'a MessageId> + Clone) -> O
     Some(value)
 }
 
+fn ids_of(messages: &[CallMessage]) -> Option<HeaderValue> {
+    id_list(messages.iter().map(|message| &message.id))
+}
+
+fn frames_of(messages: &[CallMessage]) -> Bytes {
+    wire::frames(messages.iter().map(|message| &message.payload))
+}
+
 fn is_valid_in_list(id: &str) -> bool {
     id.bytes().all(|byte| (b' '..=b'~').contains(&byte) && byte != b',')
 }
@@ -78,6 +87,8 @@ fn is_valid_in_list(id: &str) -> bool {
 pub struct Run {
     messages: Vec<CallMessage>,
     size: RunSize,
+    /// The pending bytes of the messages that do not hold them themselves.
+    held: Option<PendingPermit>,
 }
 
 /// Messages that are shared by calls.
@@ -85,7 +96,8 @@ pub struct Run {
 struct SharedRun {
     messages: Vec<CallMessage>,
     size: RunSize,
-    /// The ids as metadata, and goim's frames; encoded on first use, for all calls.
+    /// The ids as metadata, and goim's frames, for all calls; encoded on first use, or when there are
+    /// several messages that will be merged: then they are still in the processor's cache.
     ids: OnceLock<Option<HeaderValue>>,
     frames: OnceLock<Bytes>,
     /// Receives the outcomes.
@@ -93,6 +105,8 @@ struct SharedRun {
     /// How many calls there are, and which have ended.
     calls: u32,
     ended: Mutex<EndedCalls>,
+    /// Until the last call has ended.
+    _held: Option<PendingPermit>,
 }
 
 /// How many calls have ended.
@@ -111,12 +125,14 @@ struct RunSize {
     bytes: usize,
     /// Where they are merged.
     merged: usize,
+    /// The pending bytes that the run has to hold.
+    pending: usize,
 }
 
 impl Default for RunSize {
     /// That of an entry of metadata without ids.
     fn default() -> Self {
-        Self { bytes: 0, merged: share_of_metadata(ENTRY) }
+        Self { bytes: 0, merged: share_of_metadata(ENTRY), pending: 0 }
     }
 }
 
@@ -126,8 +142,12 @@ impl RunSize {
     }
 
     fn with(self, message: &CallMessage) -> Self {
-        let bytes = self.bytes + message.payload.len();
-        Self { bytes, merged: self.merged + message.merge_size() }
+        let CallMessage { payload, .. } = message;
+        Self {
+            bytes: self.bytes + payload.len(),
+            merged: self.merged + message.merge_size(),
+            pending: self.pending + payload.pending(),
+        }
     }
 }
 
@@ -135,7 +155,7 @@ impl Run {
     /// One message.
     pub fn one(message: CallMessage) -> Self {
         let size = RunSize::of(std::slice::from_ref(&message));
-        Self { size, messages: vec![message] }
+        Self { size, messages: vec![message], held: None }
     }
 
     /// Adds a message of the same room and the same partition.
@@ -154,12 +174,22 @@ impl Run {
 }
 
 impl Run {
+    /// Holds what was promised to its messages by [`ReservedBytes`], until their last call has ended.
+    pub fn hold(&mut self, reserved: &mut ReservedBytes) {
+        self.held = reserved.take(self.size.pending);
+    }
+
     /// Its messages in each of this many calls. The outcomes are reported there.
     pub fn into_calls(self, calls: usize, outcomes: Arc<dyn Outcomes>) -> impl Iterator<Item = MessageRun> {
-        let Self { messages, size } = self;
-        let (ids, frames, ended) = (OnceLock::new(), OnceLock::new(), Mutex::default());
+        let Self { messages, size, held } = self;
+        let (mut ids, mut frames, ended) = (OnceLock::new(), OnceLock::new(), Mutex::default());
+        let merges = messages.len() > 1 && messages.iter().all(|message| message.payload.frame_len() > 0);
+        if merges {
+            ids = OnceLock::from(ids_of(&messages));
+            frames = OnceLock::from(frames_of(&messages));
+        }
         let calls = calls as u32;
-        let run = Arc::new(SharedRun { messages, size, ids, frames, outcomes, calls, ended });
+        let run = Arc::new(SharedRun { messages, size, ids, frames, outcomes, calls, ended, _held: held });
         (0..calls).map(move |call| {
             let range = 0..run.messages.len() as u32;
             MessageRun { run: Arc::clone(&run), range, call: Some(call) }
@@ -216,13 +246,13 @@ impl MessageRun {
 
     /// The ids of the messages as metadata.
     pub(super) fn ids(&self) -> Option<HeaderValue> {
-        let encode = || id_list(self.messages().iter().map(|message| &message.id));
+        let encode = || ids_of(self.messages());
         if self.is_whole() { self.run.ids.get_or_init(encode).clone() } else { encode() }
     }
 
     /// Their frames in goim's dialect, one after the other.
     pub(super) fn frames(&self) -> Bytes {
-        let encode = || wire::frames(self.messages().iter().map(|message| &message.payload));
+        let encode = || frames_of(self.messages());
         if self.is_whole() { self.run.frames.get_or_init(encode).clone() } else { encode() }
     }
 
@@ -325,7 +355,7 @@ mod tests {
         let content = Content { operation: 5, body: &body, sent_ms: 0, trace: None, replayed: false };
         let mut run = Run::default();
         for number in 0..messages {
-            let payload = Payload::new(Dialect::Goim, &content, None);
+            let payload = Payload::new(Dialect::Goim, &content);
             run.push(CallMessage { payload, id: number.to_string().into() }).expect("there is room");
         }
         run

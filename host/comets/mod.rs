@@ -14,7 +14,7 @@
 //! - `order`, `breaker`, `retry`, `capacity`: pure kernels. `hold`: the order of messages that were
 //!   given up. `pending`: bytes over all comets.
 //!   `shortage`: files and ports that this process lacks.
-//! - `wire`: the encoding of calls in each dialect. `protobuf`: fields of messages. `channel`: how calls are made. `coalesced`: many frames
+//! - `wire`: the encoding of calls in each dialect. `body`: what calls share of it. `protobuf`: fields of messages. `channel`: how calls are made. `coalesced`: many frames
 //!   in one write. `tls`: who comets have to be.
 //!
 //! # Promises
@@ -53,6 +53,7 @@
 //! those that were not reached.
 
 mod access;
+mod body;
 mod breaker;
 mod call_batch;
 mod capacity;
@@ -109,6 +110,7 @@ pub use message_run::{CallMessage, MessageRun, Run};
 pub use metrics::Metrics;
 pub use names::ServerNames;
 pub use outcome::{CallOutcome, Outcomes, PartialDelivery};
+pub use pending::ReservedBytes;
 pub use probe::probe;
 pub use request::{CallRequest, CallTimeouts};
 pub use source::{ChannelMode, Source};

@@ -8,12 +8,14 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::uri::PathAndQuery;
 use prost::encoding::{encode_varint, encoded_len_varint};
 
+use super::body::Body;
 use super::pending::PendingPermit;
 use super::protobuf::{int_len, int32, item_len, put_int, put_item, put_text, text_len};
 use super::stream::frames::Outgoing;
@@ -54,10 +56,6 @@ const OVERHEAD: usize = 256;
 /// Tags, lengths, version and operation of `Proto`, at most.
 const PROTO_OVERHEAD: usize = 28;
 
-/// A message, shared by all its calls.
-#[derive(Clone, Debug)]
-pub struct Payload(Arc<Encoded>);
-
 /// A message as all its calls carry it.
 #[derive(Clone, Copy, Debug)]
 pub struct Content<'a> {
@@ -73,20 +71,28 @@ pub struct Content<'a> {
     pub replayed: bool,
 }
 
-#[derive(Debug)]
-struct Encoded {
+/// A message's content, which all its calls share.
+#[derive(Clone, Debug)]
+pub struct Payload {
     dialect: Dialect,
     operation: i32,
     body: Bytes,
     sent_ms: i64,
-    trace: Option<Box<TraceMetadata>>,
+    trace: Option<Arc<TraceMetadata>>,
     replayed: bool,
-    /// The field `Proto` of unary calls for this message alone. Streams and merged calls do without it.
-    proto: OnceLock<Bytes>,
+    /// What unary calls for this message alone share. Streams and merged calls do without it.
+    unary: OnceLock<Box<Unary>>,
+    /// Its pending bytes, until its last call has ended; `None` if its run has them.
+    held: Option<Arc<PendingPermit>>,
+}
+
+/// What unary calls for one message share.
+#[derive(Clone, Debug)]
+struct Unary {
+    /// The field `Proto`.
+    proto: Bytes,
     /// The whole request for the first room; usually there is only one.
-    room: OnceLock<Box<(RoomId, Body)>>,
-    /// Its pending bytes, until its last call has ended.
-    _held: Option<PendingPermit>,
+    room: OnceLock<(RoomId, Body)>,
 }
 
 /// The field `Proto` of unary calls, with its tag and length.
@@ -105,28 +111,35 @@ impl Payload {
         body.len() + OVERHEAD
     }
 
-    /// A message that holds these pending bytes.
-    pub(super) fn new(dialect: Dialect, content: &Content<'_>, held: Option<PendingPermit>) -> Self {
+    /// A message for comets of this dialect.
+    pub(super) fn new(dialect: Dialect, content: &Content<'_>) -> Self {
         let Content { operation, body, sent_ms, trace, replayed } = *content;
-        let trace = trace.and_then(TraceMetadata::of).map(Box::new);
-        let encoded = Encoded {
-            dialect,
-            operation,
-            body: body.clone(),
-            sent_ms,
-            trace,
-            replayed,
-            proto: OnceLock::new(),
-            room: OnceLock::new(),
-            _held: held,
-        };
-        Self(Arc::new(encoded))
+        let trace = trace.and_then(TraceMetadata::of).map(Arc::new);
+        let unary = OnceLock::new();
+        Self { dialect, operation, body: body.clone(), sent_ms, trace, replayed, unary, held: None }
     }
 
-    /// The field `Proto` of unary calls; encoded on first use.
+    /// The same, with pending bytes of its own.
+    pub(super) fn holding(self, held: PendingPermit) -> Self {
+        Self { held: Some(Arc::new(held)), ..self }
+    }
+
+    /// The pending bytes that its run has to hold for it.
+    pub(super) fn pending(&self) -> usize {
+        if self.held.is_some() { 0 } else { Self::cost(&self.body) }
+    }
+
+    /// What its unary calls share; encoded on first use.
+    fn unary(&self) -> &Unary {
+        let Self { dialect, operation, body, unary, .. } = self;
+        unary.get_or_init(|| {
+            Box::new(Unary { proto: proto_of(*dialect, *operation, body), room: OnceLock::new() })
+        })
+    }
+
+    /// The field `Proto` of unary calls.
     fn proto(&self) -> &Bytes {
-        let Encoded { dialect, operation, body, proto, .. } = &*self.0;
-        proto.get_or_init(|| proto_of(*dialect, *operation, body))
+        &self.unary().proto
     }
 
     /// The message for a stream. Without `with_id`, it has no id.
@@ -136,7 +149,7 @@ impl Payload {
         id: Option<&'a MessageId>,
         target: &'a CallTarget,
     ) -> Outgoing<'a> {
-        let Encoded { operation, body, sent_ms, trace, replayed, .. } = &*self.0;
+        let Self { operation, body, sent_ms, trace, replayed, .. } = self;
         Outgoing {
             seq,
             id: id.map_or("", MessageId::as_str),
@@ -151,30 +164,30 @@ impl Payload {
 
     /// Its trace context.
     pub(super) fn trace(&self) -> Option<&TraceMetadata> {
-        self.0.trace.as_deref()
+        self.trace.as_deref()
     }
 
     /// Whether it comes from an inbox.
     pub(super) fn is_replayed(&self) -> bool {
-        self.0.replayed
+        self.replayed
     }
 
     /// The size of the body in bytes.
     pub(super) fn body_len(&self) -> usize {
-        self.0.body.len()
+        self.body.len()
     }
 
     /// The size of its goim frame in bytes; 0 in the other dialect.
     pub(super) fn frame_len(&self) -> usize {
-        match self.0.dialect {
+        match self.dialect {
             Dialect::Chatroom => 0,
-            Dialect::Goim => usize::from(FRAME_HEADER) + self.0.body.len(),
+            Dialect::Goim => usize::from(FRAME_HEADER) + self.body.len(),
         }
     }
 
     /// The size in bytes of the part that all its calls share.
     pub(super) fn len(&self) -> usize {
-        PROTO_OVERHEAD + self.frame_len().max(self.0.body.len())
+        PROTO_OVERHEAD + self.frame_len().max(self.body.len())
     }
 
     fn room_request(&self, room: &RoomId) -> Body {
@@ -190,7 +203,7 @@ impl Payload {
         if proto.len() >= SHARED_FROM {
             return write();
         }
-        let (known, request) = &**self.0.room.get_or_init(|| Box::new((room.clone(), write())));
+        let (known, request) = self.unary().room.get_or_init(|| (room.clone(), write()));
         if known == room { request.clone() } else { write() }
     }
 }
@@ -203,23 +216,11 @@ pub(super) struct Request {
     pub(super) body: Body,
 }
 
-/// A request as it is sent: gRPC's prefix and the message, in up to three pieces.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Body(pub(super) [Bytes; 3]);
-
+/// A request's body is gRPC's prefix and the message.
 impl Body {
     /// The message without any field.
     pub(super) fn empty() -> Self {
-        Self([Bytes::from_static(&[0; PREFIX]), Bytes::new(), Bytes::new()])
-    }
-
-    /// A message of about this length, in one piece.
-    fn whole(length: usize, write: impl FnOnce(&mut BytesMut)) -> Self {
-        let mut buffer = BytesMut::with_capacity(PREFIX + length);
-        buffer.put_bytes(0, PREFIX);
-        write(&mut buffer);
-        put_prefix(&mut buffer, 0);
-        Self([buffer.freeze(), Bytes::new(), Bytes::new()])
+        Bytes::from_static(&[0; PREFIX]).into()
     }
 
     /// `proto` between the fields before it, of about this length, and after it.
@@ -234,26 +235,26 @@ impl Body {
         let mut head = BytesMut::with_capacity(PREFIX + length + copied);
         head.put_bytes(0, PREFIX);
         before(&mut head);
-        let pieces = if is_shared {
+        if is_shared {
             let mut tail = BytesMut::new();
             after(&mut tail);
             put_prefix(&mut head, proto.len() + tail.len());
-            [head.freeze(), proto.clone(), tail.freeze()]
+            Body::new(head.freeze(), VecDeque::from([proto.clone(), tail.freeze()]))
         } else {
             head.put_slice(proto);
             after(&mut head);
             put_prefix(&mut head, 0);
-            [head.freeze(), Bytes::new(), Bytes::new()]
-        };
-        Self(pieces)
+            head.freeze().into()
+        }
     }
 
     /// The protobuf message without gRPC's prefix, for those who read it back.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn message(&self) -> Bytes {
-        let all = self.0.concat();
+        let mut all = self.clone();
+        let all = bytes::Buf::copy_to_bytes(&mut all, bytes::Buf::remaining(self));
         assert_eq!(all[1..PREFIX], ((all.len() - PREFIX) as u32).to_be_bytes(), "gRPC's prefix");
-        Bytes::from(all).slice(PREFIX..)
+        all.slice(PREFIX..)
     }
 }
 
@@ -269,11 +270,13 @@ fn put_prefix(head: &mut BytesMut, rest: usize) {
 /// From this size on, the calls of a message share its bytes: a separate piece costs an HTTP/2
 /// frame, but no copy per queued call.
 const SHARED_FROM: usize = 16 * 1024;
+/// The same for frames in merged calls, on average: they share HTTP/2's frames.
+const SHARED_FRAMES_FROM: usize = 512;
 
 impl Dialect {
     /// The request for one message.
     pub(super) fn request(self, target: &CallTarget, payload: &Payload) -> Request {
-        let (operation, proto) = (payload.0.operation, payload.proto());
+        let (operation, proto) = (payload.operation, payload.proto());
         let (method, body) = match target {
             CallTarget::Room(room) => (Method::BroadcastRoom, payload.room_request(room)),
             // goim's comets send to clients that subscribe to `protoOp`, which is the message's
@@ -296,14 +299,24 @@ impl Dialect {
         Request { method, path: self.path(method), body }
     }
 
-    /// goim: one request with the [frames] of several messages for one room.
-    pub(super) fn merged(self, room: &RoomId, frames: &[Bytes]) -> Request {
+    /// goim: one request with the [frames] of several messages for one room. Short ones are copied; the
+    /// calls to all comets share the others.
+    pub(super) fn merged(self, room: &RoomId, frames: VecDeque<Bytes>) -> Request {
         let length = frames.iter().map(Bytes::len).sum();
-        let body = Body::whole(text_len(room.as_str()) + PROTO_OVERHEAD + length, |buffer| {
-            put_text(BYTES_1, room.as_str(), buffer);
-            begin_proto(OP_RAW, length, buffer);
-            frames.iter().for_each(|frames| buffer.put_slice(frames));
-        });
+        let is_shared = length >= frames.len() * SHARED_FRAMES_FROM;
+        let copied = if is_shared { 0 } else { length };
+        let mut head = BytesMut::with_capacity(PREFIX + text_len(room.as_str()) + PROTO_OVERHEAD + copied);
+        head.put_bytes(0, PREFIX);
+        put_text(BYTES_1, room.as_str(), &mut head);
+        begin_proto(OP_RAW, length, &mut head);
+        let body = if is_shared {
+            put_prefix(&mut head, length);
+            Body::new(head.freeze(), frames)
+        } else {
+            frames.iter().for_each(|frames| head.put_slice(frames));
+            put_prefix(&mut head, 0);
+            head.freeze().into()
+        };
         Request { method: Method::BroadcastRoom, path: self.path(Method::BroadcastRoom), body }
     }
 
@@ -322,7 +335,7 @@ impl Dialect {
 /// goim: the frames of messages, one after the other.
 pub(super) fn frames<'a>(payloads: impl Iterator<Item = &'a Payload> + Clone) -> Bytes {
     let mut frames = BytesMut::with_capacity(payloads.clone().map(Payload::frame_len).sum());
-    for Encoded { operation, body, .. } in payloads.map(|payload| &*payload.0) {
+    for Payload { operation, body, .. } in payloads {
         frames.put_slice(&frame_header(*operation, body.len()));
         frames.put_slice(body);
     }

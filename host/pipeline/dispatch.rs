@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
 
-use crate::comets::{CallBatch, CallMessage, CallRequest, Content, Fleet, Payload, Run};
+use crate::comets::{CallBatch, CallMessage, CallRequest, Content, Fleet, Payload, ReservedBytes, Run};
 use crate::decision::Overrides;
 use crate::message::{CometAddr, Message, RoomId, TraceContext};
 use crate::pipeline::call::MessagePlan;
@@ -41,6 +41,8 @@ pub(super) struct Dispatcher<'a> {
     /// Messages that have not been queued, by room; and the rooms in their order.
     runs: HashMap<RoomId, OpenRun, RandomState>,
     rooms: Vec<RoomId>,
+    /// Room for their bytes.
+    reserved: ReservedBytes,
 }
 
 /// Messages of a room that share a plan.
@@ -71,6 +73,7 @@ impl<'a> Dispatcher<'a> {
             everyone: None,
             runs: HashMap::default(),
             rooms: Vec::new(),
+            reserved: ReservedBytes::default(),
         }
     }
 
@@ -118,7 +121,7 @@ impl<'a> Dispatcher<'a> {
             trace,
             replayed: false,
         };
-        match self.fleet.try_payload(&content) {
+        match self.fleet.try_payload(&content, &mut self.reserved) {
             Some(payload) => Ok(payload),
             None => {
                 // What holds the bytes has to get on its way.
@@ -189,6 +192,7 @@ impl<'a> Dispatcher<'a> {
     pub(super) async fn flush(&mut self) -> Result<(), Cancelled> {
         self.queue_all().await?;
         self.batch.flush();
+        self.reserved.release();
         Ok(())
     }
 
@@ -199,7 +203,8 @@ impl<'a> Dispatcher<'a> {
 
     /// Queues a run: first at the comets that have room, then at the others, waiting for room.
     async fn send(&mut self, room: Option<&RoomId>, run: OpenRun) -> Result<(), Cancelled> {
-        let OpenRun { plan, run, messages, queued } = run;
+        let OpenRun { plan, mut run, messages, queued } = run;
+        run.hold(&mut self.reserved);
         let context = RunContext { plan: Arc::clone(&plan), started: self.started, queued };
         let outcomes = InFlight::new(self.settler, context, messages);
         let mut waiting = Vec::new();
@@ -222,6 +227,7 @@ impl<'a> Dispatcher<'a> {
     /// Waits for room in the comets' queues. A long wait is reported as a stall.
     async fn wait_for_room<T>(&mut self, room: impl Future<Output = T>) -> Result<T, Cancelled> {
         self.batch.flush();
+        self.reserved.release();
         let room = std::pin::pin!(room);
         let cause = || COMETS_ARE_FULL.to_owned();
         let done = hold_behind(self.hold, StallStage::Dispatch, BACK_PRESSURE, cause, room).await?;

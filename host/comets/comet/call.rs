@@ -139,7 +139,7 @@ impl InFlightCall {
         let request = match &first.target {
             CallTarget::Room(room) if self.batch_len() > 1 => {
                 let calls = self.calls.iter().take(self.attempted());
-                dialect.merged(room, &calls.map(QueuedCall::frames).collect::<Vec<_>>())
+                dialect.merged(room, calls.map(QueuedCall::frames).collect())
             }
             target => dialect.request(target, first.payload()),
         };

@@ -19,6 +19,7 @@ use tonic::Code;
 
 use super::frame_reader::FrameReader;
 use super::frames;
+use crate::comets::body::Body;
 use crate::comets::grpc::{self, CallFailure, Target};
 use crate::comets::metrics::StreamFailure;
 use crate::comets::proto::delivery::{FromComet, Hello, Welcome, from_comet};
@@ -49,8 +50,8 @@ pub(in crate::comets) struct Declined {
 pub(in crate::comets) struct OpenStream {
     pub(in crate::comets) welcome: Welcome,
     /// Notices that the server ends its connection.
-    sender: SendRequest<Bytes>,
-    send: SendStream<Bytes>,
+    sender: SendRequest<Body>,
+    send: SendStream<Body>,
     received: RecvStream,
     reader: FrameReader,
     /// Frames that came together with Welcome.
@@ -87,7 +88,7 @@ pub(in crate::comets) enum StreamNews {
 /// # Errors
 /// If there is no connection.
 pub(in crate::comets) async fn open(
-    sender: SendRequest<Bytes>,
+    sender: SendRequest<Body>,
     target: &Target,
     wait: Duration,
 ) -> Result<Offered, CallFailure> {
@@ -95,7 +96,7 @@ pub(in crate::comets) async fn open(
     let mut sender = sender.ready().await.map_err(failed)?;
     let request = grpc::request(target, PathAndQuery::from_static(PATH), grpc::headers());
     let (response, mut send) = sender.send_request(request, false).map_err(failed)?;
-    send.send_data(frames::hello(hello()), false).map_err(failed)?;
+    send.send_data(frames::hello(hello()).into(), false).map_err(failed)?;
     let answer = async {
         let response = match response.await {
             Ok(response) => response,
@@ -231,7 +232,7 @@ impl OpenStream {
     /// Ends the gateway's side.
     pub(in crate::comets) fn end(&mut self) {
         // It fails if the stream has ended.
-        drop(self.send.send_data(Bytes::new(), true));
+        drop(self.send.send_data(Body::default(), true));
     }
 
     /// Writes and reads what is possible.
@@ -283,7 +284,7 @@ impl OpenStream {
             if piece.is_empty() {
                 self.unwritten.pop_front();
             }
-            self.send.send_data(part, false)?;
+            self.send.send_data(part.into(), false)?;
         }
         Ok(())
     }
