@@ -79,10 +79,31 @@ enum Undeliverable {
 /// A message that the filters and guards let through.
 struct PassedMessage {
     message: Message,
-    overrides: Overrides,
+    /// What policies said about it; usually nothing.
+    said: Option<Box<PolicyWords>>,
     retention: Retention,
-    trail: Vec<TrailEntry>,
     pending: UnsettledRecord,
+}
+
+/// What policies said about a message that they let through.
+struct PolicyWords {
+    overrides: Overrides,
+    trail: Vec<TrailEntry>,
+}
+
+/// What nobody said anything about goes to its own comets.
+static NO_OVERRIDES: Overrides =
+    Overrides { only: None, except: Vec::new(), also: Vec::new(), trusted: Vec::new() };
+
+impl PassedMessage {
+    fn overrides(&self) -> &Overrides {
+        self.said.as_ref().map_or(&NO_OVERRIDES, |said| &said.overrides)
+    }
+
+    fn into_trace(self, started: Instant) -> MessageTrace {
+        let trail = self.said.map(|said| said.trail).unwrap_or_default();
+        MessageTrace::new(self.message, self.pending, trail, started)
+    }
 }
 
 impl PartitionWorker {
@@ -120,8 +141,12 @@ impl PartitionWorker {
         let Pipeline { redrive_key, metrics, .. } = &*self.pipeline;
         claims::check(&mut admitted, redrive_key, metrics, self.hold()).await?;
         let (messages, mut pending) = self.decode(admitted);
-        let filtered = self.filter(messages, &mut pending).await?;
-        let (passed, guards) = self.sort(filtered, pending);
+        let (passed, guards) = if self.chain.set().sees_batches() {
+            let filtered = self.filter(messages, &mut pending).await?;
+            self.sort(filtered, pending)
+        } else {
+            (self.pass_all(messages, pending), Vec::new())
+        };
         let mut passed = self.guard(passed, guards).await?;
         let kept = passed.iter().filter(|passed| passed.retention.history).map(|passed| &passed.message);
         self.history.keep(&self.pipeline, kept, self.hold()).await?;
@@ -178,9 +203,6 @@ impl PartitionWorker {
         messages: Vec<Message>,
         pending: &mut [UnsettledRecord],
     ) -> Result<Vec<FilteredMessage>, Cancelled> {
-        if !self.chain.set().sees_batches() {
-            return Ok(messages.into_iter().map(FilteredMessage::untouched).collect());
-        }
         let since = Instant::now();
         let (filtered, writes) = self.run_filters(messages).await?;
         if !writes.is_empty() {
@@ -221,6 +243,22 @@ impl PartitionWorker {
         }
     }
 
+    /// Lets all messages through: no policy sees batches.
+    fn pass_all(&self, messages: Vec<Message>, pending: Vec<UnsettledRecord>) -> Vec<PassedMessage> {
+        let pass = |(message, pending): (Message, UnsettledRecord)| PassedMessage {
+            retention: self.configured_retention(&message),
+            message,
+            said: None,
+            pending,
+        };
+        messages.into_iter().zip(pending).map(pass).collect()
+    }
+
+    fn configured_retention(&self, message: &Message) -> Retention {
+        let Pipeline { offline, history_config, .. } = &*self.pipeline;
+        offline.retention_of(message).and(history_config.retention_of(message))
+    }
+
     /// Finishes the messages that the filters dropped or rejected; collects the guards of the others.
     fn sort(
         &self,
@@ -234,11 +272,10 @@ impl PartitionWorker {
             match verdict {
                 Verdict::Pass => {
                     guards.extend(wanted.into_iter().map(|guard| (passed.len(), guard)));
-                    let Pipeline { offline, history_config, .. } = &*self.pipeline;
-                    let configured =
-                        offline.retention_of(&message).and(history_config.retention_of(&message));
-                    let retention = retention.and(configured);
-                    passed.push(PassedMessage { message, overrides, retention, trail, pending });
+                    let retention = retention.and(self.configured_retention(&message));
+                    let has_words = overrides != NO_OVERRIDES || !trail.is_empty();
+                    let said = has_words.then(|| Box::new(PolicyWords { overrides, trail }));
+                    passed.push(PassedMessage { message, said, retention, pending });
                 }
                 Verdict::Drop { reason, by } => {
                     let trace = MessageTrace::new(message, pending, trail, self.started);
@@ -287,7 +324,7 @@ impl PartitionWorker {
                 remaining.push(passed);
                 continue;
             };
-            let trace = MessageTrace::new(passed.message, passed.pending, passed.trail, self.started);
+            let trace = passed.into_trace(self.started);
             self.spawn_delivery(trace, MessageOutcome::Dropped, format_args!("{by}: guard `{key}` is taken"));
         }
         self.pipeline.metrics.stage(TimedStage::Guard, since);
@@ -297,7 +334,7 @@ impl PartitionWorker {
     async fn resolve(&self, passed: &mut [PassedMessage]) -> Result<Resolved, Cancelled> {
         let since = Instant::now();
         let messages: Vec<_> = passed.iter().map(|passed| &passed.message).collect();
-        let adds_comets = passed.iter().any(|passed| !passed.overrides.also.is_empty());
+        let adds_comets = passed.iter().any(|passed| !passed.overrides().also.is_empty());
         let resolver = &self.pipeline.resolver;
         let resolved = resolver.resolve(&messages, adds_comets, &self.chain, self.hold()).await?;
         self.pipeline.metrics.stage(TimedStage::Resolve, since);
@@ -312,13 +349,14 @@ impl PartitionWorker {
     async fn dispatch(&self, passed: Vec<PassedMessage>, resolved: Resolved) -> Result<(), Cancelled> {
         let since = Instant::now();
         let mut dispatcher = Dispatcher::new(&self.pipeline.fleet, &self.settler, self.hold(), self.started);
-        for PassedMessage { message, overrides, retention, trail, pending } in passed {
-            let plan = match dispatcher.shared_plan(&message, &overrides) {
+        for passed in passed {
+            let (message, overrides) = (&passed.message, passed.overrides());
+            let plan = match dispatcher.shared_plan(message, overrides) {
                 Some(plan) => plan,
-                None => match self.plan(&mut dispatcher, &message, &resolved, &overrides) {
+                None => match self.plan(&mut dispatcher, message, &resolved, overrides) {
                     Ok(plan) => plan,
                     Err(why) => {
-                        let trace = MessageTrace::new(message, pending, trail, self.started);
+                        let trace = passed.into_trace(self.started);
                         match why {
                             Undeliverable::DeadLetter(reason) => self.dead_letter(trace, reason),
                             Undeliverable::Nobody(why) => {
@@ -329,9 +367,11 @@ impl PartitionWorker {
                     }
                 },
             };
+            let PassedMessage { message, said, retention, pending } = passed;
             let entries = plan.absent.len() + if retention.inbox { plan.recipients } else { 0 };
             let absent_permit = self.absent_permit(&mut dispatcher, entries).await?;
             let payload = dispatcher.payload(&message, pending.trace_context(&message.record)).await?;
+            let trail = said.map(|said| said.trail).unwrap_or_default();
             let message = InFlightMessage { message, pending, trail, retention, absent_permit };
             dispatcher.queue(plan, payload, message).await?;
         }
