@@ -105,15 +105,21 @@ impl<'a, H: Iterator<Item = RawHeader<'a>> + Clone> RawRecord<'a, H> {
             headers.push(Header::new(MESSAGE_ID, id.to_string()));
             headers.append(&mut notes);
         }
-        Record {
-            origin: self.origin,
-            timestamp_ms: self.timestamp_ms,
-            key: key.map(Bytes::copy_from_slice),
-            value: value.map(Bytes::copy_from_slice),
-            headers,
-            trusted,
-        }
+        let (key, value) = copy_both(key, value);
+        Record { origin: self.origin, timestamp_ms: self.timestamp_ms, key, value, headers, trusted }
     }
+}
+
+/// Copies key and value into one buffer.
+fn copy_both(key: Option<&[u8]>, value: Option<&[u8]>) -> (Option<Bytes>, Option<Bytes>) {
+    let (Some(key), Some(value)) = (key, value) else {
+        return (key.map(Bytes::copy_from_slice), value.map(Bytes::copy_from_slice));
+    };
+    let mut both = BytesMut::with_capacity(key.len() + value.len());
+    both.extend_from_slice(key);
+    both.extend_from_slice(value);
+    let key = both.split_to(key.len()).freeze();
+    (Some(key), Some(both.freeze()))
 }
 
 /// The note about an omitted part.
