@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use tokio_util::sync::CancellationToken;
 
 use crate::support::comet::FakeComet;
 use crate::support::gateway::{Gateway, RunningGateway, gateway, quoted};
@@ -269,4 +270,86 @@ async fn moved_slots_make_rooms_forgotten() {
         joiner.forget();
         redis.run::<i64>(redis::Cmd::srem(key, format!("joiner_{round}"))).await;
     }
+}
+
+/// A room of many members that changes all the time, with messages for it and for a small room.
+pub async fn a_large_room_changes(members: usize, joins: usize, lasts: Duration) {
+    let redis = Redis::start().await;
+    let (large, small) = (FakeComet::start().await, FakeComet::start().await);
+    let topic = kafka().topic("large-room", 2).await;
+    let gateway = gateway(&topic).redis(&redis).set("routing.cache", "max_age", quoted("1h")).start().await;
+    let member = |n: usize| (format!("member_{n}"), format!("user_{n}"), large.address().to_string());
+    redis.join_many("large", &(0..members).map(member).collect::<Vec<_>>()).await;
+    redis.join("small", "conn_small", "ann", small.address()).await;
+    kafka().produce_room(&topic, "large", "first").await;
+    gateway.wait_until_settled(&topic).await;
+
+    let (since, stop) = (Instant::now(), CancellationToken::new());
+    let before = time_of_readings(&gateway).await;
+    let change = async {
+        let mut next = members;
+        while !stop.is_cancelled() {
+            // A tenth of a second's joins, and as many leave.
+            let new: Vec<_> = (next..next + joins / 10).map(member).collect();
+            redis.join_many("large", &new).await;
+            let mut leave = redis::cmd("SREM");
+            leave.arg("room:connections:large").arg(new.iter().map(|(id, ..)| id).collect::<Vec<_>>());
+            redis.run::<i64>(leave).await;
+            next += new.len();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        next - members
+    };
+    let talk = async {
+        let mut sent = 0;
+        while since.elapsed() < lasts || deferred(&gateway).await == 0.0 {
+            assert!(since.elapsed() < lasts + 2 * PATIENCE, "no reading was deferred");
+            kafka().produce_room(&topic, "large", sent.to_string()).await;
+            kafka().produce_room(&topic, "small", sent.to_string()).await;
+            sent += 1;
+            // The small room's messages arrive, whatever happens to the large one.
+            small.wait_for(sent).await;
+        }
+        stop.cancel();
+        sent
+    };
+    let (joined, sent) = tokio::join!(change, talk);
+    let (spent, lasted) = (time_of_readings(&gateway).await - before, since.elapsed().as_secs_f64());
+    print_uncaptured(format_args!(
+        "a room of {members}, {joined} joins in {lasted:.1}s: read for {spent:.2}s, {} look-ups deferred",
+        deferred(&gateway).await
+    ));
+    // Each reading is followed by a pause of four times its length; the last one may be under way.
+    assert!(spent <= 0.2 * lasted + 0.5, "{spent} of {lasted}");
+    gateway.wait_until_settled(&topic).await;
+    assert_eq!((large.count(), small.count()), (sent + 1, sent), "every message, once");
+
+    // Once it is calm, the next message reaches who joins.
+    let joiner = FakeComet::start().await;
+    redis.join("large", "joiner", "bob", joiner.address()).await;
+    eventually("the joiner to be reached", PATIENCE, async || {
+        kafka().produce_room(&topic, "large", "calm").await;
+        gateway.wait_until_settled(&topic).await;
+        (joiner.count() > 0).then_some(())
+    })
+    .await;
+}
+
+async fn deferred(gateway: &RunningGateway) -> f64 {
+    gateway.metric("halley_route_cache_lookups_total{result=\"deferred\"}").await.unwrap_or_default()
+}
+
+/// For how long rooms were read, in seconds.
+async fn time_of_readings(gateway: &RunningGateway) -> f64 {
+    let mut seconds = 0.0;
+    for operation in ["get_room_connections", "get_connections", "get_users_online"] {
+        let series = format!("halley_redis_call_duration_seconds_sum{{operation=\"{operation}\"}}");
+        seconds += gateway.metric(&series).await.unwrap_or_default();
+    }
+    seconds
+}
+
+#[tokio::test]
+async fn a_large_room_that_changes_all_the_time_starves_no_other() {
+    a_large_room_changes(4_000, 500, Duration::from_secs(3)).await;
 }

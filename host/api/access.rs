@@ -26,6 +26,7 @@ use crate::http_server::peer::Peer;
 use crate::http_server::refusals::{RefusalReason, Refusals, shown};
 use crate::http_server::response::{discard, error_response, retry_later_response};
 use crate::http_server::token::bearer;
+use crate::inbox::Owner;
 use crate::message::{RoomId, UserId};
 
 /// Who sent a request, and what its token grants. An extension of every request.
@@ -52,6 +53,14 @@ impl Caller {
         let name = &self.grant.name;
         let why = format!("token `{name}` may not read this room; see `rooms` in `[api] token_file`");
         Err(ApiError::Forbidden(why))
+    }
+
+    /// Checks that the caller may read what is kept for this owner.
+    pub(super) fn may_read_owner(&self, owner: Owner<'_>) -> Result<(), ApiError> {
+        match owner {
+            Owner::User(user) => self.may_read(user),
+            Owner::Room(room) => self.may_read_room(room),
+        }
     }
 
     /// Checks that the caller may change this user's inbox.

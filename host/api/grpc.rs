@@ -52,34 +52,28 @@ impl Inbox for GrpcInbox {
         let caller = caller(&request)?;
         let PositionRequest { owner, device } = request.into_inner();
         if let Some(room) = room_of(&owner) {
-            let standing = self.0.history_position(&caller, &room).await?;
+            let standing = self.0.position(&caller, (&room).into(), None).await?;
             return Ok(Response::new(position_reply(&standing, &room)));
         }
         let user = user_of(owner)?;
         let device = optional_device(&device)?;
-        let standing = self.0.position(&caller, &user, device.as_ref()).await?;
+        let standing = self.0.position(&caller, (&user).into(), device.as_ref()).await?;
         Ok(Response::new(position_reply(&standing, &user)))
     }
 
     async fn read(&self, request: Request<ReadRequest>) -> Result<Response<PageReply>, Status> {
         let caller = caller(&request)?;
         let ReadRequest { owner, after, before, limit, backwards } = request.into_inner();
-        let limit = limit as usize;
+        let query = |owner: inbox::Owner<'_>| -> Result<PageQuery, ApiError> {
+            let (after, before) = (cursor("after", &after, owner)?, cursor("before", &before, owner)?);
+            Ok(PageQuery { after, before, limit: limit as usize, backwards, ..PageQuery::default() })
+        };
         if let Some(room) = room_of(&owner) {
-            let (after, before) = (cursor("after", &after, &room)?, cursor("before", &before, &room)?);
-            let query = PageQuery { after, before, limit, backwards, ..PageQuery::default() };
-            let page = self.0.history(&caller, &room, query).await?;
+            let page = self.0.page(&caller, (&room).into(), query((&room).into())?).await?;
             return Ok(Response::new(page_reply(page, &room)));
         }
         let user = user_of(owner)?;
-        let query = PageQuery {
-            after: cursor("after", &after, &user)?,
-            before: cursor("before", &before, &user)?,
-            limit,
-            backwards,
-            ..PageQuery::default()
-        };
-        let page = self.0.page(&caller, &user, query).await?;
+        let page = self.0.page(&caller, (&user).into(), query((&user).into())?).await?;
         Ok(Response::new(page_reply(page, &user)))
     }
 
@@ -154,23 +148,24 @@ fn cursor<'a>(
 }
 
 fn position_reply<'a>(standing: &Standing, owner: impl Into<inbox::Owner<'a>>) -> PositionReply {
-    let user = owner.into();
+    let owner = owner.into();
     PositionReply {
-        first: cursor_text(standing.first, user),
-        last: cursor_text(standing.last, user),
-        acknowledged: cursor_text(standing.acknowledged, user),
+        first: cursor_text(standing.first, owner),
+        last: cursor_text(standing.last, owner),
+        acknowledged: cursor_text(standing.acknowledged, owner),
         kept: standing.kept,
     }
 }
 
 fn page_reply<'a>(page: Page, owner: impl Into<inbox::Owner<'a>>) -> PageReply {
-    let user = owner.into();
+    let owner = owner.into();
     let Page { entries, next, more, truncated, warning } = page;
     let entry = |entry: PageEntry| {
         let stored_ms = entry.stored_ms();
         let message = entry.message;
+        let missing = message.is_missing();
         Entry {
-            cursor: Cursor::At(entry.position).encode(user),
+            cursor: Cursor::At(entry.position).encode(owner),
             id: message.id.to_string(),
             operation: message.operation,
             room: message.room.map(|room| room.to_string()).unwrap_or_default(),
@@ -179,9 +174,10 @@ fn page_reply<'a>(page: Page, owner: impl Into<inbox::Owner<'a>>) -> PageReply {
             stored_ms,
             expires_ms: message.expires_ms,
             cause: message.cause.map_or("", |cause| cause.as_str()).to_owned(),
+            missing,
         }
     };
     let entries = entries.into_iter().map(entry).collect();
     let warning = warning.unwrap_or_default().to_owned();
-    PageReply { entries, next: cursor_text(next, user), more, truncated, warning }
+    PageReply { entries, next: cursor_text(next, owner), more, truncated, warning }
 }

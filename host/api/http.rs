@@ -63,6 +63,20 @@ struct ReadParameters {
     backwards: bool,
 }
 
+impl ReadParameters {
+    /// The query, with the cursors of this owner.
+    fn query<'a>(&self, owner: impl Into<Owner<'a>>) -> Result<PageQuery, ApiError> {
+        let owner = owner.into();
+        Ok(PageQuery {
+            after: cursor("after", &self.after, owner)?,
+            before: cursor("before", &self.before, owner)?,
+            limit: self.limit as usize,
+            backwards: self.backwards,
+            ..PageQuery::default()
+        })
+    }
+}
+
 async fn read(
     State(service): State<InboxService>,
     Extension(caller): Extension<Caller>,
@@ -71,14 +85,8 @@ async fn read(
 ) -> Result<Response, Response> {
     let user = user_id(&user)?;
     let Query(parameters) = parameters.map_err(|why| bad_request(&why.body_text()))?;
-    let query = PageQuery {
-        after: cursor("after", &parameters.after, &user)?,
-        before: cursor("before", &parameters.before, &user)?,
-        limit: parameters.limit as usize,
-        backwards: parameters.backwards,
-        ..PageQuery::default()
-    };
-    let page = service.page(&caller, &user, query).await?;
+    let query = parameters.query(&user)?;
+    let page = service.page(&caller, (&user).into(), query).await?;
     Ok(Json(PageView::new(&page, &user)).into_response())
 }
 
@@ -90,14 +98,8 @@ async fn read_history(
 ) -> Result<Response, Response> {
     let room = room_id(&room)?;
     let Query(parameters) = parameters.map_err(|why| bad_request(&why.body_text()))?;
-    let query = PageQuery {
-        after: cursor("after", &parameters.after, &room)?,
-        before: cursor("before", &parameters.before, &room)?,
-        limit: parameters.limit as usize,
-        backwards: parameters.backwards,
-        ..PageQuery::default()
-    };
-    let page = service.history(&caller, &room, query).await?;
+    let query = parameters.query(&room)?;
+    let page = service.page(&caller, (&room).into(), query).await?;
     Ok(Json(PageView::new(&page, &room)).into_response())
 }
 
@@ -107,7 +109,7 @@ async fn history_position(
     Path(room): Path<String>,
 ) -> Result<Response, Response> {
     let room = room_id(&room)?;
-    let standing = service.history_position(&caller, &room).await?;
+    let standing = service.position(&caller, (&room).into(), None).await?;
     Ok(Json(PositionView::new(&standing, &room)).into_response())
 }
 
@@ -126,7 +128,7 @@ async fn position(
     let user = user_id(&user)?;
     let Query(parameters) = parameters.map_err(|why| bad_request(&why.body_text()))?;
     let device = parameters.device.as_deref().map(device_id).transpose()?;
-    let standing = service.position(&caller, &user, device.as_ref()).await?;
+    let standing = service.position(&caller, (&user).into(), device.as_ref()).await?;
     Ok(Json(PositionView::new(&standing, &user)).into_response())
 }
 

@@ -20,8 +20,8 @@ use crate::api::error::ApiError;
 use crate::gateway::{Erased, Handle};
 use crate::history::RoomHistoryReader;
 use crate::http_server::concurrency::{Busy, ConcurrencyLimiter, LimiterConfig};
-use crate::inbox::{Cursor, DeviceId, Page, PageQuery, Standing, Unavailable};
-use crate::message::{ConnectionId, RoomId, UserId};
+use crate::inbox::{Cursor, DeviceId, Owner, Page, PageQuery, Standing, Unavailable};
+use crate::message::{ConnectionId, UserId};
 use crate::replay::{ReplayError, Replayed};
 use crate::telemetry::{label_enum, latency_histogram};
 
@@ -151,60 +151,34 @@ impl InboxService {
         }))
     }
 
-    /// A page.
+    /// A page of an inbox or of a room's history.
     pub(super) async fn page(
         &self,
         caller: &Caller,
-        user: &UserId,
+        owner: Owner<'_>,
         query: PageQuery,
     ) -> Result<Page, ApiError> {
         self.measured(Operation::Read, async {
-            caller.may_read(user)?;
-            self.read(user, &query).await
+            caller.may_read_owner(owner)?;
+            self.read(owner, &query).await
         })
         .await
     }
 
-    /// Where an inbox stands.
+    /// Where an inbox, or a room's history, stands; of an inbox also what the device has acknowledged.
     pub(super) async fn position(
         &self,
         caller: &Caller,
-        user: &UserId,
+        owner: Owner<'_>,
         device: Option<&DeviceId>,
     ) -> Result<Standing, ApiError> {
         self.measured(Operation::Position, async {
-            caller.may_read(user)?;
+            caller.may_read_owner(owner)?;
             let _permit = self.0.reads.next().await.map_err(busy)?;
-            Ok(self.0.gateway.inbox().standing(user, device).await?)
-        })
-        .await
-    }
-
-    /// A page of a room's history.
-    pub(super) async fn history(
-        &self,
-        caller: &Caller,
-        room: &RoomId,
-        query: PageQuery,
-    ) -> Result<Page, ApiError> {
-        self.measured(Operation::Read, async {
-            caller.may_read_room(room)?;
-            let _permit = self.0.reads.next().await.map_err(busy)?;
-            Ok(self.histories()?.page(room, &query).await?)
-        })
-        .await
-    }
-
-    /// Where a room's history stands.
-    pub(super) async fn history_position(
-        &self,
-        caller: &Caller,
-        room: &RoomId,
-    ) -> Result<Standing, ApiError> {
-        self.measured(Operation::Position, async {
-            caller.may_read_room(room)?;
-            let _permit = self.0.reads.next().await.map_err(busy)?;
-            Ok(self.histories()?.standing(room).await?)
+            match owner {
+                Owner::User(user) => Ok(self.0.gateway.inbox().standing(user, device).await?),
+                Owner::Room(room) => Ok(self.histories()?.standing(room).await?),
+            }
         })
         .await
     }
@@ -323,9 +297,12 @@ impl InboxService {
         }
     }
 
-    async fn read(&self, user: &UserId, query: &PageQuery) -> Result<Page, ApiError> {
+    async fn read(&self, owner: Owner<'_>, query: &PageQuery) -> Result<Page, ApiError> {
         let _permit = self.0.reads.next().await.map_err(busy)?;
-        Ok(self.0.gateway.inbox().page(user, query).await?)
+        match owner {
+            Owner::User(user) => Ok(self.0.gateway.inbox().page(user, query).await?),
+            Owner::Room(room) => Ok(self.histories()?.page(room, query).await?),
+        }
     }
 
     async fn measured<T>(
@@ -385,12 +362,12 @@ impl Replay {
     async fn page(&self) -> Result<Page, ApiError> {
         if self.is_caught_up {
             let recent = PageQuery { only_recent: true, ..self.query };
-            let page = self.service.read(&self.user, &recent).await?;
+            let page = self.service.read(Owner::User(&self.user), &recent).await?;
             if page.entries.is_empty() || !page.truncated {
                 return Ok(page);
             }
         }
-        self.service.read(&self.user, &self.query).await
+        self.service.read(Owner::User(&self.user), &self.query).await
     }
 }
 

@@ -30,6 +30,9 @@ pub(crate) struct EntryView<'a> {
     stored_ms: i64,
     expires_ms: i64,
     cause: &'static str,
+    /// Its body is not kept any more, or cannot be read now.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    missing: bool,
 }
 
 #[derive(Serialize)]
@@ -83,6 +86,7 @@ impl<'a> EntryView<'a> {
             stored_ms: entry.stored_ms(),
             expires_ms: message.expires_ms,
             cause: message.cause.map_or("", |cause| cause.as_str()),
+            missing: message.is_missing(),
         }
     }
 }

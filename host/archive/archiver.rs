@@ -305,12 +305,12 @@ impl Batch {
         let mut refused = refused;
         refused.sort_by_key(|(row, _)| *row);
         for (row, why) in refused {
-            let (at, user) = (self.record_of[row], self.rows[row].user.clone());
+            let (at, user) = (self.record_of[row], self.rows[row].owner.user().cloned());
             match letters.iter_mut().find(|(known, _)| *known == at) {
-                Some((_, reason)) => reason.users.push(user),
+                Some((_, reason)) => reason.users.extend(user),
                 None => {
                     let mut reason = letter(format!("the archive's database refused a row: {why}"));
-                    reason.users.push(user);
+                    reason.users.extend(user);
                     letters.push((at, reason));
                 }
             }

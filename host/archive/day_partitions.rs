@@ -1,5 +1,6 @@
-//! Day partitions of the archive's table: made ahead, and dropped when the last message in them is
-//! older than the retention. Dropping a partition costs the same however many rows it has.
+//! Day partitions of the archive's tables: made ahead, and dropped when the last message in them is
+//! older than the retention. Dropping a partition costs the same however many rows it has. Before that,
+//! it is noted whose messages it has: readers of the oldest are told that something before is gone.
 //!
 //! A partition is named after its day and holds what was sent before the next one. The first
 //! partition also holds everything older, and the last one, `later`, everything newer than the days
@@ -11,8 +12,7 @@ use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Row as _};
 use tracing::info;
 
-/// The table of messages.
-const TABLE: &str = "halley_inbox";
+use super::tables::{TABLES, Table};
 
 /// Days that have a partition before they begin.
 const DAYS_AHEAD: i64 = 14;
@@ -91,13 +91,17 @@ pub(super) async fn maintain(
     if locked != Some(1) {
         return Ok(());
     }
-    let done = maintain_locked(connection, now_ms, retention).await;
+    let mut done = Ok(());
+    for table in &TABLES {
+        done = done.and(maintain_locked(connection, table, now_ms, retention).await);
+    }
     sqlx::query("DO RELEASE_LOCK('halley_archive')").execute(connection).await?;
     done
 }
 
 async fn maintain_locked(
     connection: &mut MySqlConnection,
+    table: &Table,
     now_ms: i64,
     retention: Duration,
 ) -> sqlx::Result<()> {
@@ -107,7 +111,7 @@ async fn maintain_locked(
          AND PARTITION_NAME IS NOT NULL ORDER BY PARTITION_ORDINAL_POSITION",
     );
     let mut existing = Vec::new();
-    for row in rows.bind(TABLE).fetch_all(&mut *connection).await? {
+    for row in rows.bind(table.name).fetch_all(&mut *connection).await? {
         let (name, before): (String, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
         existing.push(DayPartition { name, before_ms: before.and_then(|before| before.parse().ok()) });
     }
@@ -117,19 +121,35 @@ async fn maintain_locked(
     }
     let PartitionChanges { add, drop } = changes(&existing, now_ms, retention);
     if !add.is_empty() {
-        let statement = format!("ALTER TABLE {TABLE} REORGANIZE PARTITION {LAST} INTO (\n  {})", list(&add));
+        let statement =
+            format!("ALTER TABLE {} REORGANIZE PARTITION {LAST} INTO (\n  {})", table.name, list(&add));
         sqlx::query(AssertSqlSafe(statement)).execute(&mut *connection).await?;
     }
     if !drop.is_empty() {
-        let statement = format!("ALTER TABLE {TABLE} DROP PARTITION {}", drop.join(", "));
+        let days = drop.join(", ");
+        note_dropped(connection, table, &days).await?;
+        let statement = format!("ALTER TABLE {} DROP PARTITION {days}", table.name);
         sqlx::query(AssertSqlSafe(statement)).execute(&mut *connection).await?;
         info!(
+            table = table.name,
             days = drop.len(),
             first = drop.first(),
             last = drop.last(),
             "dropped days older than the archive's retention"
         );
     }
+    Ok(())
+}
+
+/// Notes whose messages these partitions have. The index has each owner's oldest place first.
+async fn note_dropped(connection: &mut MySqlConnection, table: &Table, days: &str) -> sqlx::Result<()> {
+    let Table { name, kept, owner, place: [ms, _], .. } = table;
+    let statement = format!(
+        "INSERT INTO halley_dropped (kept, owner, oldest_ms) \
+         SELECT '{kept}', {owner}, MIN({ms}) FROM {name} PARTITION ({days}) GROUP BY {owner} \
+         ON DUPLICATE KEY UPDATE oldest_ms = LEAST(oldest_ms, VALUES(oldest_ms))"
+    );
+    sqlx::query(AssertSqlSafe(statement)).execute(connection).await?;
     Ok(())
 }
 

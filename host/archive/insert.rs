@@ -10,9 +10,10 @@ use sqlx::mysql::{MySql, MySqlConnection};
 use sqlx::{Connection as _, QueryBuilder, Row as _};
 
 use super::database::{DatabaseError, refused_values};
-use super::row::{ArchivedMessage, Row};
+use super::row::{ArchivedMessage, Row, RowOwner};
+use super::tables::{HISTORY, INBOX, Table};
 
-/// Maximum number of rows in a statement. Fourteen columns each stay far below MySQL's 65,535 values.
+/// Maximum number of rows in a statement. Sixteen columns each stay far below MySQL's 65,535 values.
 const MOST_ROWS: usize = 1_000;
 /// Maximum size of a statement in bytes, unless a single row exceeds it.
 const MOST_BYTES: usize = 1 << 20;
@@ -47,10 +48,11 @@ async fn write_transaction(
     let mut transaction = connection.begin().await?;
     let erased = erased(&mut transaction, rows).await?;
     let is_erased = |row: &Row| {
-        erased.get(row.user.as_str().as_bytes()).is_some_and(|erased_ms| row.message.stored_ms <= *erased_ms)
+        let user = row.owner.user().and_then(|user| erased.get(user.as_str().as_bytes()));
+        user.is_some_and(|erased_ms| row.message.stored_ms <= *erased_ms)
     };
     let mut result = WriteResult::default();
-    let mut kept = Vec::with_capacity(rows.len());
+    let (mut inboxes, mut histories) = (Vec::with_capacity(rows.len()), Vec::new());
     for (at, row) in rows.iter().enumerate() {
         if is_erased(row) {
             result.erased += 1;
@@ -58,23 +60,41 @@ async fn write_transaction(
             let why = format!("it has {} bytes; the server's max_allowed_packet is {max_packet}", row.size());
             result.refused.push((at, why));
         } else {
-            kept.push((at, row));
+            let of_its_kind = match row.owner {
+                RowOwner::User(_) => &mut inboxes,
+                RowOwner::Room(_) => &mut histories,
+            };
+            of_its_kind.push((at, row));
         }
     }
-    let mut ranges: Vec<Range<usize>> = statements(&kept, max_packet);
+    for (table, rows) in [(HISTORY, histories), (INBOX, inboxes)] {
+        result.refused.extend(write_table(&mut transaction, &table, &rows, max_packet).await?);
+    }
+    transaction.commit().await?;
+    Ok(result)
+}
+
+/// Writes the rows of one table. Returns those that the database will never accept, and why.
+async fn write_table(
+    connection: &mut MySqlConnection,
+    table: &Table,
+    rows: &[(usize, &Row)],
+    max_packet: usize,
+) -> sqlx::Result<Vec<(usize, String)>> {
+    let mut refused = Vec::new();
+    let mut ranges: Vec<Range<usize>> = statements(rows, max_packet);
     ranges.reverse();
     while let Some(range) = ranges.pop() {
-        let Err(error) = insert(&mut transaction, &kept[range.clone()]).await else { continue };
+        let Err(error) = insert(connection, table, &rows[range.clone()]).await else { continue };
         let Some(why) = refused_values(&error) else { return Err(error) };
         let half = range.start + range.len() / 2;
         if half == range.start {
-            result.refused.push((kept[range.start].0, why));
+            refused.push((rows[range.start].0, why));
         } else {
             ranges.extend([half..range.end, range.start..half]);
         }
     }
-    transaction.commit().await?;
-    Ok(result)
+    Ok(refused)
 }
 
 /// What a statement has in addition to its rows, at most.
@@ -101,7 +121,8 @@ fn statements(rows: &[(usize, &Row)], max_packet: usize) -> Vec<Range<usize>> {
 /// When the users of these rows were erased. Locks their absence as well: an erasure waits until this
 /// transaction ends, and then deletes what it wrote.
 async fn erased(connection: &mut MySqlConnection, rows: &[Row]) -> sqlx::Result<BTreeMap<Vec<u8>, i64>> {
-    let users: BTreeSet<&[u8]> = rows.iter().map(|row| row.user.as_str().as_bytes()).collect();
+    let users = rows.iter().filter_map(|row| row.owner.user());
+    let users: BTreeSet<&[u8]> = users.map(|user| user.as_str().as_bytes()).collect();
     let users: Vec<_> = users.into_iter().collect();
     let mut erased = BTreeMap::new();
     for users in users.chunks(MOST_ROWS) {
@@ -119,28 +140,37 @@ async fn erased(connection: &mut MySqlConnection, rows: &[Row]) -> sqlx::Result<
     Ok(erased)
 }
 
-async fn insert(connection: &mut MySqlConnection, rows: &[(usize, &Row)]) -> sqlx::Result<()> {
-    let mut query = QueryBuilder::<MySql>::new(
-        "INSERT INTO halley_inbox (user, sent_ms, topic, part, off, fingerprint, operation, room, body, \
-         stored_ms, expires_ms, cause, inbox_ms, inbox_number) ",
-    );
-    query.push_values(rows, |mut values, (_, Row { user, place, message })| {
-        let ArchivedMessage { position, operation, room, body, stored_ms, expires_ms, cause } = message;
+async fn insert(connection: &mut MySqlConnection, table: &Table, rows: &[(usize, &Row)]) -> sqlx::Result<()> {
+    let Table { name, owner, place: [ms, number], .. } = table;
+    // A history is of one room, and nobody refers from it.
+    let more = if *table == INBOX { ", room, cause, history_ms, history_number" } else { "" };
+    let mut query = QueryBuilder::<MySql>::new(format!(
+        "INSERT INTO {name} ({owner}, sent_ms, topic, part, off, fingerprint, operation, body, stored_ms, \
+         expires_ms, {ms}, {number}{more}) "
+    ));
+    query.push_values(rows, |mut values, (_, Row { owner, place, message })| {
+        let ArchivedMessage { position, operation, room, body, stored_ms, expires_ms, cause, reference } =
+            message;
         values
-            .push_bind(user.as_str().as_bytes())
+            .push_bind(owner.as_bytes())
             .push_bind(position.sent_ms)
             .push_bind(position.topic.as_bytes())
             .push_bind(position.partition)
             .push_bind(position.offset)
             .push_bind(position.fingerprint)
             .push_bind(*operation)
-            .push_bind(room.as_bytes())
             .push_bind(&body[..])
             .push_bind(*stored_ms)
             .push_bind(*expires_ms)
-            .push_bind(cause.as_bytes())
             .push_bind(place.ms)
             .push_bind(place.number);
+        if *table == INBOX {
+            values
+                .push_bind(room.as_bytes())
+                .push_bind(cause.as_bytes())
+                .push_bind(reference.map_or(0, |place| place.ms))
+                .push_bind(reference.map_or(0, |place| place.number));
+        }
     });
     // Not IGNORE, which shortens values that are too long.
     query.push(" ON DUPLICATE KEY UPDATE off = off");
@@ -165,8 +195,9 @@ mod tests {
             stored_ms: 1,
             expires_ms: 0,
             cause: String::new(),
+            reference: None,
         };
-        Row { user: "ann".into(), place: inbox::Position { ms: 1, number: 0 }, message }
+        Row { owner: RowOwner::User("ann".into()), place: inbox::Position { ms: 1, number: 0 }, message }
     }
 
     proptest! {

@@ -13,6 +13,10 @@ metrics! {
     pub struct TopicMetrics {
         /// Messages written to the archive topic, once per user.
         pub(super) messages: Counter = "halley_archive_messages";
+        /// Messages of rooms with a history written to the archive topic.
+        pub(super) room_messages: Counter = "halley_archive_room_messages";
+        /// Messages of rooms with a history that the archive can never have.
+        pub(super) room_messages_refused: Counter = "halley_archive_room_messages_refused";
     }
 }
 
@@ -28,10 +32,10 @@ metrics! {
 }
 
 metrics! {
-    /// Metrics of reading for pages of inboxes.
+    /// Metrics of reading for pages of inboxes and histories.
     #[derive(Clone, Debug)]
     pub struct ReadMetrics {
-        /// Reads of the archive for pages of inboxes, by outcome.
+        /// Reads of the archive for pages of inboxes and histories, by outcome.
         reads: Family<ReadLabel, Counter> = "halley_archive_reads";
     }
 }

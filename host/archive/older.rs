@@ -1,20 +1,22 @@
-//! The archive as the continuation of inboxes: bounded in time, and not asked again at once while the
+//! The archive as the continuation of inboxes and histories: bounded in time, and not asked again at once while the
 //! database cannot be used.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tracing::warn;
 
 use super::config::DAY;
 use super::metrics::{ReadMetrics, ReadOutcome};
 use super::row::ArchivedMessage;
-use super::{Archive, Config, InvalidUrl};
+use super::{Archive, Config, DatabaseError, InvalidUrl};
 use crate::decision::AbsenceCause;
-use crate::inbox::{OlderMessages, OlderRange, OlderUnavailable, Position, StoredMessage};
-use crate::message::UserId;
+use crate::inbox::{
+    BodyReference, OlderMessages, OlderRange, OlderUnavailable, Owner, Position, Reference, StoredMessage,
+};
 use crate::telemetry::LogThrottle;
 
 /// How long a page waits for the database.
@@ -25,11 +27,11 @@ const PAUSE: Duration = Duration::from_secs(2);
 const WARNING: Duration = Duration::from_secs(10);
 
 const UNAVAILABLE: OlderUnavailable =
-    OlderUnavailable("the archive cannot be read now: messages that have left the inbox are missing");
+    OlderUnavailable("the archive cannot be read now: messages that Redis no longer has are missing");
 
-/// Messages that have left their inboxes.
+/// Messages that have left their inboxes and histories.
 #[derive(Debug)]
-pub struct ArchivedInboxes {
+pub struct ArchivedMessages {
     archive: Archive,
     retention: Duration,
     failed: Mutex<Option<Instant>>,
@@ -37,7 +39,7 @@ pub struct ArchivedInboxes {
     metrics: ReadMetrics,
 }
 
-impl ArchivedInboxes {
+impl ArchivedMessages {
     /// Those in the database of this configuration; `None` if there is no database. It connects when it
     /// is used.
     ///
@@ -63,6 +65,25 @@ impl ArchivedInboxes {
         })))
     }
 
+    /// Reads, unless the database could not be used a moment ago.
+    async fn read<T>(
+        &self,
+        reading: impl Future<Output = Result<T, DatabaseError>>,
+    ) -> Result<T, OlderUnavailable> {
+        if self.is_pausing() {
+            self.metrics.count(ReadOutcome::Skipped);
+            return Err(UNAVAILABLE);
+        }
+        let read = match tokio::time::timeout(TIMEOUT, reading).await {
+            Ok(Ok(read)) => read,
+            Ok(Err(error)) => return Err(self.failed(&error)),
+            Err(_) => return Err(self.failed(&format_args!("the archive did not answer within {TIMEOUT:?}"))),
+        };
+        *self.failed.lock() = None;
+        self.metrics.count(ReadOutcome::Ok);
+        Ok(read)
+    }
+
     fn is_pausing(&self) -> bool {
         self.failed.lock().is_some_and(|failed| failed.elapsed() < PAUSE)
     }
@@ -71,7 +92,7 @@ impl ArchivedInboxes {
         *self.failed.lock() = Some(Instant::now());
         self.metrics.count(ReadOutcome::Failed);
         if let Some(held_back) = self.throttle.admit() {
-            warn!(held_back, "pages end where the inboxes in redis begin: {why}");
+            warn!(held_back, "pages end where the inboxes and histories in redis begin: {why}");
         }
         UNAVAILABLE
     }
@@ -90,28 +111,28 @@ impl ArchivedInboxes {
             sent_ms: message.position.sent_ms,
             expires_ms,
             cause: AbsenceCause::named(&message.cause),
+            // Its size is not known: such reads are bounded by what the ones before have found.
+            reference: message.reference.map(|place| BodyReference { place, size: 0 }),
         }
     }
 }
 
 #[async_trait]
-impl OlderMessages for ArchivedInboxes {
+impl OlderMessages for ArchivedMessages {
     async fn older(
         &self,
-        user: &UserId,
+        owner: Owner<'_>,
         range: &OlderRange,
     ) -> Result<Vec<(Position, StoredMessage)>, OlderUnavailable> {
-        if self.is_pausing() {
-            self.metrics.count(ReadOutcome::Skipped);
-            return Err(UNAVAILABLE);
-        }
-        let rows = match tokio::time::timeout(TIMEOUT, self.archive.page(user, range)).await {
-            Ok(Ok(rows)) => rows,
-            Ok(Err(error)) => return Err(self.failed(&error)),
-            Err(_) => return Err(self.failed(&format_args!("the archive did not answer within {TIMEOUT:?}"))),
-        };
-        *self.failed.lock() = None;
-        self.metrics.count(ReadOutcome::Ok);
+        let rows = self.read(self.archive.page(owner, range)).await?;
         Ok(rows.into_iter().map(|(position, message)| (position, self.stored(message))).collect())
+    }
+
+    async fn oldest_dropped(&self, owner: Owner<'_>) -> Result<Option<u64>, OlderUnavailable> {
+        self.read(self.archive.oldest_dropped(owner)).await
+    }
+
+    async fn referenced(&self, references: &[Reference]) -> Result<Vec<Option<Bytes>>, OlderUnavailable> {
+        self.read(self.archive.referenced(references)).await
     }
 }

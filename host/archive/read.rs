@@ -1,23 +1,28 @@
-//! Reads and erases messages of one user.
+//! Reads messages of one user or room, and erases those of a user.
 
+use std::collections::HashMap;
 use std::time::SystemTime;
 
+use bytes::Bytes;
 use sqlx::mysql::{MySql, MySqlPool, MySqlPoolOptions, MySqlRow};
 use sqlx::{QueryBuilder, Row as _};
 
 use super::database::{Database, DatabaseError};
 use super::row::{self, ArchivedMessage};
+use super::tables::{HISTORY, INBOX, Table};
 use super::{Config, InvalidUrl};
-use crate::inbox::{OlderRange, Position};
+use crate::inbox::{OlderRange, Owner, Position, Reference};
 use crate::message::UserId;
 use crate::time;
 
 /// Connections for reading.
 const CONNECTIONS: u32 = 4;
+/// Messages looked up in one statement.
+const LOOK_UP: usize = 100;
 /// Rows deleted in one statement.
 const DELETE_ROWS: u64 = 5_000;
 
-/// The archive of all users. Cheap to clone; clones share the connections.
+/// The archive of all users and rooms. Cheap to clone; clones share the connections.
 #[derive(Debug, Clone)]
 pub struct Archive {
     pool: MySqlPool,
@@ -34,35 +39,83 @@ impl Archive {
         Ok(Self { pool: options.connect_lazy_with(Database::new(config)?.options()) })
     }
 
-    /// Unexpired messages of a user, in the order of their places in the inbox.
+    /// Unexpired messages of a user or a room, in the order of their places in the inbox or history.
     ///
     /// # Errors
     /// If the database cannot be used now.
-    pub async fn page(
+    pub async fn page<'a>(
         &self,
-        user: &UserId,
+        owner: impl Into<Owner<'a>>,
         range: &OlderRange,
     ) -> Result<Vec<(Position, ArchivedMessage)>, DatabaseError> {
+        let (table, id) = Table::of(owner.into());
+        let Table { owner, place: [ms, number], order, .. } = table;
+        let mut query = QueryBuilder::<MySql>::new(select(&table));
         // The index has this order; sorting all of a user's messages could take seconds.
-        let mut query = QueryBuilder::<MySql>::new(
-            "SELECT sent_ms, topic, part, off, fingerprint, operation, room, body, stored_ms, expires_ms, \
-             cause, inbox_ms, inbox_number FROM halley_inbox FORCE INDEX (inbox_order) WHERE user = ",
-        );
-        query.push_bind(user.as_str().as_bytes());
+        query.push(format!(" FORCE INDEX ({order}) WHERE {owner} = ")).push_bind(id);
         query.push(" AND (expires_ms = 0 OR expires_ms > ").push_bind(now_ms()).push(")");
         for (compare, bound) in [('>', range.from), ('<', range.to)] {
-            let Some(Position { ms, number }) = bound else { continue };
+            let Some(place) = bound else { continue };
             // Written out: MySQL uses only a prefix of the key for a comparison of tuples.
-            query.push(format!(" AND inbox_ms {compare}= ")).push_bind(ms);
-            query.push(format!(" AND (inbox_ms {compare} ")).push_bind(ms);
-            query.push(format!(" OR inbox_number {compare}= ")).push_bind(number).push(")");
+            query.push(format!(" AND {ms} {compare}= ")).push_bind(place.ms);
+            query.push(format!(" AND ({ms} {compare} ")).push_bind(place.ms);
+            query.push(format!(" OR {number} {compare}= ")).push_bind(place.number).push(")");
         }
         let direction = if range.backwards { "DESC" } else { "ASC" };
-        query.push(format!(" ORDER BY inbox_ms {direction}, inbox_number {direction} LIMIT "));
+        query.push(format!(" ORDER BY {ms} {direction}, {number} {direction} LIMIT "));
         query.push_bind(u32::try_from(range.limit).unwrap_or(u32::MAX));
         let rows = query.build().persistent(false).fetch_all(&self.pool).await;
         let rows = rows.and_then(|rows| rows.iter().map(entry).collect::<sqlx::Result<Vec<_>>>());
         rows.map_err(|error| DatabaseError::of(&error))
+    }
+
+    /// The bodies of messages in the histories of their rooms, in this order; `None` for those that are not
+    /// there.
+    ///
+    /// # Errors
+    /// If the database cannot be used now.
+    pub async fn referenced(&self, references: &[Reference]) -> Result<Vec<Option<Bytes>>, DatabaseError> {
+        let key = |wanted: &Reference| {
+            let position = row::Position::new(wanted.sent_ms, wanted.id.as_str())?;
+            Some((wanted.room.as_str().as_bytes().to_vec(), position))
+        };
+        let keys: Vec<_> = references.iter().map(key).collect();
+        let mut found = HashMap::new();
+        for some in keys.iter().flatten().collect::<Vec<_>>().chunks(LOOK_UP) {
+            let mut query = QueryBuilder::<MySql>::new(select(&HISTORY));
+            let mut before = " WHERE ";
+            // The primary key, written out: not every version looks up tuples by it.
+            for (room, position) in some {
+                query.push(before).push("(room = ").push_bind(&room[..]);
+                query.push(" AND sent_ms = ").push_bind(position.sent_ms);
+                query.push(" AND topic = ").push_bind(position.topic.as_bytes());
+                query.push(" AND part = ").push_bind(position.partition);
+                query.push(" AND off = ").push_bind(position.offset);
+                query.push(" AND fingerprint = ").push_bind(position.fingerprint).push(")");
+                before = " OR ";
+            }
+            let rows = query.build().persistent(false).fetch_all(&self.pool).await;
+            let rows = rows.and_then(|rows| rows.iter().map(entry).collect::<sqlx::Result<Vec<_>>>());
+            let rows = rows.map_err(|error| DatabaseError::of(&error))?;
+            let body = |(_, message): (_, ArchivedMessage)| {
+                ((message.room.into_bytes(), message.position), message.body)
+            };
+            found.extend(rows.into_iter().map(body));
+        }
+        Ok(keys.iter().map(|key| found.get(key.as_ref()?).cloned()).collect())
+    }
+
+    /// When the oldest entry of an owner whose day was dropped had been stored, in milliseconds since 1970.
+    ///
+    /// # Errors
+    /// If the database cannot be used now.
+    pub async fn oldest_dropped(&self, owner: Owner<'_>) -> Result<Option<u64>, DatabaseError> {
+        let (table, id) = Table::of(owner);
+        let query = sqlx::query("SELECT oldest_ms FROM halley_dropped WHERE kept = ? AND owner = ?");
+        let query = query.bind(table.kept.as_bytes()).bind(id).persistent(false);
+        let row = query.fetch_optional(&self.pool).await;
+        let oldest_ms = row.and_then(|row| row.map(|row| row.try_get(0)).transpose());
+        oldest_ms.map_err(|error| DatabaseError::of(&error))
     }
 
     /// Removes what is stored for a user until now, also what is still on its way from gateways.
@@ -81,6 +134,8 @@ impl Archive {
              ON DUPLICATE KEY UPDATE erased_ms = GREATEST(erased_ms, VALUES(erased_ms))",
         );
         note.bind(user).bind(erased_ms).execute(&self.pool).await?;
+        let dropped = sqlx::query("DELETE FROM halley_dropped WHERE kept = ? AND owner = ?");
+        dropped.bind(INBOX.kept.as_bytes()).bind(user).execute(&self.pool).await?;
         let mut removed = 0;
         loop {
             let delete = sqlx::query("DELETE FROM halley_inbox WHERE user = ? AND stored_ms <= ? LIMIT ?");
@@ -93,17 +148,27 @@ impl Archive {
     }
 }
 
-fn entry(row: &MySqlRow) -> sqlx::Result<(Position, ArchivedMessage)> {
-    Ok((Position { ms: row.try_get(11)?, number: row.try_get(12)? }, message(row)?))
+/// Selects the columns of messages, in the order in which they are read.
+fn select(table: &Table) -> String {
+    let Table { name, place: [ms, number], .. } = table;
+    let more = if *table == INBOX { "room, cause, history_ms, history_number" } else { "room, x'', 0, 0" };
+    format!(
+        "SELECT sent_ms, topic, part, off, fingerprint, operation, body, stored_ms, expires_ms, {ms}, \
+         {number}, {more} FROM {name}"
+    )
 }
 
-fn message(row: &MySqlRow) -> sqlx::Result<ArchivedMessage> {
+fn entry(row: &MySqlRow) -> sqlx::Result<(Position, ArchivedMessage)> {
     let text = |at: usize| -> sqlx::Result<String> {
         let bytes: Vec<u8> = row.try_get(at)?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     };
-    let body: Vec<u8> = row.try_get(7)?;
-    Ok(ArchivedMessage {
+    let body: Vec<u8> = row.try_get(6)?;
+    let reference = match row.try_get_unchecked(13)? {
+        0 => None,
+        ms => Some(Position { ms, number: row.try_get_unchecked(14)? }),
+    };
+    let message = ArchivedMessage {
         position: row::Position {
             sent_ms: row.try_get(0)?,
             topic: text(1)?,
@@ -112,12 +177,14 @@ fn message(row: &MySqlRow) -> sqlx::Result<ArchivedMessage> {
             fingerprint: row.try_get(4)?,
         },
         operation: row.try_get(5)?,
-        room: text(6)?,
         body: body.into(),
-        stored_ms: row.try_get(8)?,
-        expires_ms: row.try_get(9)?,
-        cause: text(10)?,
-    })
+        stored_ms: row.try_get(7)?,
+        expires_ms: row.try_get(8)?,
+        room: text(11)?,
+        cause: text(12)?,
+        reference,
+    };
+    Ok((Position { ms: row.try_get(9)?, number: row.try_get(10)? }, message))
 }
 
 fn now_ms() -> i64 {

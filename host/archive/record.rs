@@ -1,8 +1,9 @@
-//! Records of the archive topic: a message once, with some of its absent users.
+//! Records of the archive topic: a message once, with some of its absent users; or a message of a room that
+//! has a history, with its place there.
 
 use prost::Message as _;
 
-use super::row::{ArchivedMessage, LONGEST_ID, Position, Row};
+use super::row::{ArchivedMessage, LONGEST_ID, Position, Row, RowOwner};
 use crate::decision::AbsenceCause;
 use crate::inbox;
 use crate::message::{Message, UserId};
@@ -45,8 +46,14 @@ pub(super) enum InvalidRecord {
     Id(String),
 }
 
-/// The value of a record with these recipients. `stored_ms` is the present time.
-pub(super) fn encode(message: &Message, recipients: &[ArchiveRecipient<'_>], stored_ms: i64) -> Vec<u8> {
+/// The value of a record with these recipients. `stored_ms` is the present time. `reference`: the inboxes
+/// refer to this place in the history of the room, so the record has no body.
+pub(super) fn encode(
+    message: &Message,
+    recipients: &[ArchiveRecipient<'_>],
+    reference: Option<inbox::Position>,
+    stored_ms: i64,
+) -> Vec<u8> {
     let recipients = recipients.iter().map(|recipient| Recipient {
         user: recipient.user.as_str().to_owned(),
         cause: recipient.cause.map_or_else(String::new, |cause| cause.as_str().to_owned()),
@@ -54,53 +61,80 @@ pub(super) fn encode(message: &Message, recipients: &[ArchiveRecipient<'_>], sto
         inbox_ms: recipient.position.map_or(0, |position| position.ms),
         inbox_number: recipient.position.map_or(0, |position| position.number),
     });
-    let record = ArchiveRecord {
+    let mut record = without_recipients(message, reference, stored_ms);
+    record.recipients = recipients.collect();
+    if reference.is_none() {
+        record.body = message.body.clone();
+    }
+    record.encode_to_vec()
+}
+
+/// The value of the record of a message that has this place in the history of its room.
+pub(super) fn encode_history(message: &Message, place: inbox::Position, stored_ms: i64) -> Vec<u8> {
+    let body = message.body.clone();
+    ArchiveRecord { body, ..without_recipients(message, Some(place), stored_ms) }.encode_to_vec()
+}
+
+fn without_recipients(message: &Message, place: Option<inbox::Position>, stored_ms: i64) -> ArchiveRecord {
+    ArchiveRecord {
         id: message.id.as_str().to_owned(),
         operation: message.operation,
         room: message.room().map(|room| room.as_str().to_owned()).unwrap_or_default(),
-        body: message.body.clone(),
         sent_ms: message.record.timestamp_ms.unwrap_or(stored_ms),
         stored_ms,
-        recipients: recipients.collect(),
-    };
-    record.encode_to_vec()
+        history_ms: place.map_or(0, |place| place.ms),
+        history_number: place.map_or(0, |place| place.number),
+        ..ArchiveRecord::default()
+    }
 }
 
 /// The rows of a record.
 pub(super) fn decode(value: Option<bytes::Bytes>) -> Result<Vec<Row>, InvalidRecord> {
     let value = value.ok_or(InvalidRecord::NoValue)?;
     let record = ArchiveRecord::decode(value).map_err(|error| InvalidRecord::Malformed(error.to_string()))?;
-    let ArchiveRecord { id, operation, room, body, sent_ms, stored_ms, recipients } = record;
+    let ArchiveRecord { id, sent_ms, stored_ms, recipients, history_ms, history_number, .. } = record;
     let position = Position::new(sent_ms, &id).ok_or(InvalidRecord::Id(id))?;
+    let in_history = (history_ms > 0).then_some(inbox::Position { ms: history_ms, number: history_number });
     // The place is not known: when it was stored, and what distinguishes it from others of that time.
     let otherwise =
         inbox::Position { ms: u64::try_from(stored_ms).unwrap_or_default(), number: position.fingerprint };
+    let message = ArchivedMessage {
+        position,
+        operation: record.operation,
+        room: record.room,
+        body: record.body,
+        stored_ms,
+        expires_ms: 0,
+        cause: String::new(),
+        reference: None,
+    };
+    if let Some(place) = in_history.filter(|_| recipients.is_empty()) {
+        let owner = RowOwner::Room(message.room.as_str().into());
+        return Ok(vec![Row { owner, place, message }]);
+    }
     let row = |Recipient { user, cause, expires_ms, inbox_ms, inbox_number }| Row {
-        user: user.into(),
+        owner: RowOwner::User(user.into()),
         place: match inbox_ms {
             0 => otherwise,
             ms => inbox::Position { ms, number: inbox_number },
         },
-        message: ArchivedMessage {
-            position: position.clone(),
-            operation,
-            room: room.clone(),
-            body: body.clone(),
-            stored_ms,
-            expires_ms,
-            cause,
-        },
+        message: ArchivedMessage { expires_ms, cause, reference: in_history, ..message.clone() },
     };
     Ok(recipients.into_iter().map(row).collect())
 }
 
 /// Why the archive cannot keep a message for a user; `None` if it can.
 pub fn refusal(message: &Message, user: &UserId) -> Option<String> {
-    let room = message.room().map_or(0, |room| room.as_str().len());
-    let (what, length) = match user.as_str().len() {
-        length if length > LONGEST_ID => ("user", length),
-        _ if room > LONGEST_ID => ("room", room),
-        _ => return None,
-    };
-    Some(format!("the id of the {what} has {length} bytes; the archive keeps ids of up to {LONGEST_ID}"))
+    too_long("user", user.as_str()).or_else(|| room_refusal(message))
+}
+
+/// Why the archive cannot keep a message of its room; `None` if it can.
+pub fn room_refusal(message: &Message) -> Option<String> {
+    too_long("room", message.room()?.as_str())
+}
+
+fn too_long(what: &str, id: &str) -> Option<String> {
+    let length = id.len();
+    let why = format!("the id of the {what} has {length} bytes; the archive keeps ids of up to {LONGEST_ID}");
+    (length > LONGEST_ID).then_some(why)
 }

@@ -3,15 +3,15 @@
 use bytes::Bytes;
 
 use crate::inbox;
-use crate::message::{MessageId, UserId};
+use crate::message::{MessageId, RoomId, UserId};
 
 /// Maximum length of the ids of users and rooms in the archive, in bytes.
 pub(super) const LONGEST_ID: usize = 255;
 
-/// The identity of a message among those of its user: the time at which it was sent, then where it
+/// The identity of a message among those of its user or room: the time at which it was sent, then where it
 /// was in Kafka. It is the same however often the message is delivered, so a row is never written
-/// twice. Pages have another order: that of the places in the user's inbox.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+/// twice. Pages have another order: that of the places in the inbox or history.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
     /// The record's timestamp, in milliseconds since 1970.
     pub sent_ms: i64,
@@ -47,7 +47,7 @@ impl Position {
     }
 }
 
-/// A message in the archive of a user.
+/// A message in the archive of a user or a room.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ArchivedMessage {
     /// What identifies it among the user's messages.
@@ -65,13 +65,38 @@ pub struct ArchivedMessage {
     pub expires_ms: i64,
     /// Why it was stored; empty if it is stored for everyone.
     pub cause: String,
+    /// If its body is in the history of its room instead: the place there.
+    pub reference: Option<inbox::Position>,
 }
 
-/// One row: a message for one user.
+/// Whose row it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum RowOwner {
+    User(UserId),
+    Room(RoomId),
+}
+
+impl RowOwner {
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::User(user) => user.as_str().as_bytes(),
+            Self::Room(room) => room.as_str().as_bytes(),
+        }
+    }
+
+    pub(super) fn user(&self) -> Option<&UserId> {
+        match self {
+            Self::User(user) => Some(user),
+            Self::Room(_) => None,
+        }
+    }
+}
+
+/// One row: a message for one user, or of one room.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Row {
-    pub(super) user: UserId,
-    /// The message's place in the user's inbox.
+    pub(super) owner: RowOwner,
+    /// The message's place in the user's inbox, or in the room's history.
     pub(super) place: inbox::Position,
     pub(super) message: ArchivedMessage,
 }
@@ -83,7 +108,7 @@ impl Row {
     /// The approximate size in a statement, in bytes.
     pub(super) fn size(&self) -> usize {
         let ArchivedMessage { position, room, body, .. } = &self.message;
-        COLUMNS + self.user.as_str().len() + position.topic.len() + room.len() + body.len()
+        COLUMNS + self.owner.as_bytes().len() + position.topic.len() + room.len() + body.len()
     }
 }
 

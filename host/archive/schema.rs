@@ -15,7 +15,7 @@ use crate::time;
 pub(super) const VERSION: i64 = STEPS.len() as i64;
 
 /// The steps from each version to the next. `{days}` stands for the partitions of the present days.
-const STEPS: [&[&str]; 2] = [
+const STEPS: [&[&str]; 3] = [
     &[
         // The primary key is a message's identity, and has the partitions' column.
         // Ids are bytes: no collation treats two of them as equal.
@@ -50,6 +50,39 @@ PARTITION BY RANGE (sent_ms) (
   ADD COLUMN inbox_number BIGINT UNSIGNED NOT NULL DEFAULT 0,
   ADD KEY inbox_order (user, inbox_ms, inbox_number)",
         "UPDATE halley_inbox SET inbox_ms = GREATEST(stored_ms, 0), inbox_number = fingerprint WHERE inbox_ms = 0",
+    ],
+    &[
+        // Messages of rooms that have a history. Pages are in the order of the places in the history.
+        "CREATE TABLE IF NOT EXISTS halley_history (
+  room VARBINARY(255) NOT NULL,
+  sent_ms BIGINT NOT NULL,
+  topic VARBINARY(249) NOT NULL,
+  part INT NOT NULL,
+  off BIGINT NOT NULL,
+  fingerprint BIGINT UNSIGNED NOT NULL,
+  operation INT NOT NULL,
+  body LONGBLOB NOT NULL,
+  stored_ms BIGINT NOT NULL,
+  expires_ms BIGINT NOT NULL,
+  history_ms BIGINT UNSIGNED NOT NULL,
+  history_number BIGINT UNSIGNED NOT NULL,
+  PRIMARY KEY (room, sent_ms, topic, part, off, fingerprint),
+  KEY history_order (room, history_ms, history_number)
+) ENGINE = InnoDB
+PARTITION BY RANGE (sent_ms) (
+  {days}
+)",
+        // A row may refer to the message in the room's history instead of having its body: not 0.
+        "ALTER TABLE halley_inbox
+  ADD COLUMN history_ms BIGINT UNSIGNED NOT NULL DEFAULT 0,
+  ADD COLUMN history_number BIGINT UNSIGNED NOT NULL DEFAULT 0",
+        // Whose messages were dropped with their day, and the place of the oldest of them.
+        "CREATE TABLE IF NOT EXISTS halley_dropped (
+  kept VARBINARY(16) NOT NULL,
+  owner VARBINARY(255) NOT NULL,
+  oldest_ms BIGINT UNSIGNED NOT NULL,
+  PRIMARY KEY (kept, owner)
+) ENGINE = InnoDB",
     ],
 ];
 

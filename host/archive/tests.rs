@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::record::{ArchiveRecipient, InvalidRecord, decode, encode, refusal};
+use super::record::{ArchiveRecipient, InvalidRecord, decode, encode, encode_history, refusal};
+use super::row::RowOwner;
 use crate::decision::AbsenceCause;
 use crate::inbox;
 use crate::message::{Audience, Message, Origin, Record, UserId};
@@ -45,9 +46,10 @@ fn a_record_has_a_row_for_each_recipient() {
         },
     ];
     let message = message("lobby");
-    let rows = decode(Some(encode(&message, &recipients, 2_000).into())).expect("a record");
+    let rows = decode(Some(encode(&message, &recipients, None, 2_000).into())).expect("a record");
     let [first, second] = &rows[..] else { panic!("two rows: {rows:?}") };
-    assert_eq!((first.user.as_str(), second.user.as_str()), ("ann", "bob"));
+    assert_eq!((first.owner.user(), second.owner.user()), (Some(&ann), Some(&bob)));
+    assert_eq!((first.message.reference, second.message.reference), (None, None));
     assert_eq!(first.message.position.id(), message.id);
     assert_eq!((first.message.position.sent_ms, first.message.stored_ms), (1_000, 2_000));
     assert_eq!((&first.message.body, first.message.room.as_str()), (&message.body, "lobby"));
@@ -56,6 +58,25 @@ fn a_record_has_a_row_for_each_recipient() {
     assert_eq!(first.place, inbox::Position { ms: 2_000, number: fingerprint }, "its place is not known");
     assert_eq!(second.place, inbox::Position { ms: 3_000, number: 4 });
     assert_eq!((first.message.cause.as_str(), second.message.cause.as_str()), ("not-online", ""));
+}
+
+#[test]
+fn a_message_in_a_history_has_a_row_of_its_room_and_references() {
+    let (message, place) = (message("lobby"), inbox::Position { ms: 5_000, number: 6 });
+    let rows = decode(Some(encode_history(&message, place, 2_000).into())).expect("a record");
+    let [row] = &rows[..] else { panic!("one row: {rows:?}") };
+    assert_eq!((&row.owner, row.place), (&RowOwner::Room("lobby".into()), place));
+    assert_eq!((&row.message.body, row.message.reference), (&message.body, None));
+    assert_eq!(row.message.position.id(), message.id);
+
+    let ann = UserId::from("ann");
+    let position = Some(inbox::Position { ms: 7_000, number: 0 });
+    let recipient = ArchiveRecipient { user: &ann, cause: None, expires_ms: None, position };
+    let value = encode(&message, &[recipient], Some(place), 2_000);
+    let rows = decode(Some(value.into())).expect("a record");
+    assert_eq!(rows[0].owner.user(), Some(&ann));
+    assert_eq!((rows[0].message.reference, rows[0].message.body.len()), (Some(place), 0));
+    assert_eq!(rows[0].message.position, row.message.position, "the reference names the message");
 }
 
 #[test]

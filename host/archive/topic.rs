@@ -6,9 +6,11 @@ use std::time::SystemTime;
 use tokio::sync::Semaphore;
 
 use super::metrics::TopicMetrics;
-use super::record::{ArchiveRecipient, encode};
+use super::record::{ArchiveRecipient, encode, encode_history};
+use crate::inbox::Position;
 use crate::kafka::{OutgoingRecord, Producer, WriteError};
 use crate::message::{Message, TraceContext};
+use crate::telemetry::LogThrottle;
 use crate::time;
 
 /// Writes stored messages to the archive topic. Cheap to clone.
@@ -31,8 +33,8 @@ impl ArchiveTopic {
         Self { producer, topic: topic.into(), metrics, in_flight: Arc::new(Semaphore::new(KIBIBYTES)) }
     }
 
-    /// Appends a message with users for whom it was stored, and its trace context: one record. Returns after all in-sync
-    /// replicas have it.
+    /// Appends a message with users for whom it was stored, and its trace context: one record. Their inboxes have it, or refer
+    /// to this place in the history of its room. Returns after all in-sync replicas have the record.
     ///
     /// # Errors
     /// If the brokers did not confirm it. [`WriteError::refusal`] tells whether the topic will never
@@ -42,8 +44,46 @@ impl ArchiveTopic {
         message: &Message,
         trace: Option<TraceContext<'_>>,
         recipients: &[ArchiveRecipient<'_>],
+        reference: Option<Position>,
     ) -> Result<(), WriteError> {
-        let value = encode(message, recipients, time::to_record_ms(SystemTime::now()));
+        self.write(message, trace, encode(message, recipients, reference, now_ms())).await?;
+        self.metrics.messages.inc_by(recipients.len() as u64);
+        Ok(())
+    }
+
+    /// Appends a message that has this place in the history of its room.
+    ///
+    /// # Errors
+    /// As [`ArchiveTopic::append`].
+    pub async fn append_history(
+        &self,
+        message: &Message,
+        trace: Option<TraceContext<'_>>,
+        place: Position,
+    ) -> Result<(), WriteError> {
+        self.write(message, trace, encode_history(message, place, now_ms())).await?;
+        self.metrics.room_messages.inc();
+        Ok(())
+    }
+
+    /// Counts and logs that a message of a room's history can never be archived.
+    pub fn note_refused(&self, message: &Message, why: &str) {
+        static LINE: LogThrottle = LogThrottle::per_record();
+        self.metrics.room_messages_refused.inc();
+        if let Some(held_back) = LINE.admit() {
+            tracing::error!(
+                id = %message.id, held_back,
+                "a message of a room's history is not archived; it is delivered, and in Redis: {why}"
+            );
+        }
+    }
+
+    async fn write(
+        &self,
+        message: &Message,
+        trace: Option<TraceContext<'_>>,
+        value: Vec<u8>,
+    ) -> Result<(), WriteError> {
         let size = (value.len() / 1024 + 1).min(KIBIBYTES) as u32;
         // The semaphore is never closed.
         let _permit = self.in_flight.acquire_many(size).await.ok();
@@ -54,8 +94,10 @@ impl ArchiveTopic {
             headers: trace.into_iter().flat_map(TraceContext::headers).collect(),
             ..OutgoingRecord::default()
         };
-        self.producer.write_whole(&self.topic, record).await?;
-        self.metrics.messages.inc_by(recipients.len() as u64);
-        Ok(())
+        self.producer.write_whole(&self.topic, record).await
     }
+}
+
+fn now_ms() -> i64 {
+    time::to_record_ms(SystemTime::now())
 }

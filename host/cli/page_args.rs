@@ -1,7 +1,10 @@
-//! Which page of an inbox or of a room's history a command shows.
+//! Which page of an inbox or of a room's history a command shows, and how.
 
-use crate::cli::OrUsage as _;
-use crate::inbox::{Cursor, CursorError, PageQuery};
+use std::time::{Duration, UNIX_EPOCH};
+
+use crate::api::view::PageView;
+use crate::cli::{OrUsage as _, print, print_json};
+use crate::inbox::{Cursor, CursorError, Owner, Page, PageEntry, PageQuery};
 
 /// The options of commands that read pages.
 #[derive(Debug, clap::Args)]
@@ -17,7 +20,7 @@ pub(super) struct PageArgs {
     limit: u16,
     /// The newest first.
     #[arg(long)]
-    pub(super) backwards: bool,
+    backwards: bool,
 }
 
 impl PageArgs {
@@ -40,4 +43,48 @@ impl PageArgs {
             ..PageQuery::default()
         })
     }
+
+    /// Prints the page, as text or as the HTTP API does.
+    pub(super) fn show(&self, page: &Page, owner: Owner<'_>, json: bool) -> anyhow::Result<()> {
+        if json {
+            print_json(&serde_json::to_string(&PageView::new(page, owner))?);
+            return Ok(());
+        }
+        if page.truncated {
+            print("some messages are no longer kept");
+        }
+        if let Some(warning) = page.warning {
+            print(&format!("warning: {warning}"));
+        }
+        page.entries.iter().for_each(|entry| print(&line(entry, owner)));
+        let (command, id) = match owner {
+            Owner::User(user) => ("inbox", user.as_str()),
+            Owner::Room(room) => ("history", room.as_str()),
+        };
+        match page.next.map(|next| next.encode(owner)) {
+            Some(next) if page.more => {
+                let option = if self.backwards { "--backwards --before" } else { "--after" };
+                print(&format!("more: halley {command} read {id} {option} {next}"));
+            }
+            _ if page.entries.is_empty() => print(&format!("nothing is kept for `{id}` there")),
+            Some(next) => print(&format!("end: {next}")),
+            None => {}
+        }
+        Ok(())
+    }
+}
+
+/// When it was stored, its operation, room and id, and the body.
+fn line(PageEntry { position, message }: &PageEntry, owner: Owner<'_>) -> String {
+    let stored = humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(position.ms));
+    let body = match std::str::from_utf8(&message.body) {
+        _ if message.is_missing() => "(not in the history of its room)".to_owned(),
+        Ok(text) => text.to_owned(),
+        Err(_) => format!("({} bytes)", message.body.len()),
+    };
+    let room = match owner {
+        Owner::User(_) => format!("  {}", message.room.as_ref().map_or("-", |room| room.as_str())),
+        Owner::Room(_) => String::new(),
+    };
+    format!("{stored}  op {}{room}  {}  {body}", message.operation, message.id)
 }

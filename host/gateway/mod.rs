@@ -21,7 +21,7 @@ use crate::comets::Fleet;
 use crate::config::Config;
 use crate::consumer::{self, Consumer, ConsumerLimits, StopOutcome};
 use crate::dead_letter::{self, DeadLetters};
-use crate::history::{self, RedisRoomHistory, RoomHistoryReader};
+use crate::history::{self, RedisRoomHistory};
 use crate::inbox::{InboxQueue, Notifier};
 use crate::kafka::Producer;
 use crate::panics;
@@ -128,7 +128,7 @@ impl Gateway {
             registry: Arc::new(registry),
             pipeline,
             inbox: Arc::clone(&storage.inbox_reader),
-            history: storage.redis.clone().map(|client| RoomHistoryReader::new(client, &config.history)),
+            history: storage.history.clone(),
             erasure: Erasure::new(config)?,
             kafka: consumer.health(),
             memory: consumer.memory(),

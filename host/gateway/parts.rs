@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use prometheus_client::registry::Registry;
 
-use crate::archive::{self, ArchivedInboxes};
+use crate::archive::{self, ArchivedMessages};
 use crate::comets::{self, CometStore, Fleet, MemoryCometStore, ReadOnlyCometStore, RedisCometStore};
 use crate::config::Config;
 use crate::directory::{self, Directory, MemoryDirectory, RedisDirectory};
 use crate::guard::{Guards, MemoryGuards, RedisGuards};
+use crate::history::RoomHistoryReader;
 use crate::inbox::{self, Inbox, InboxReader, MemoryInbox, OnlineUsers, RedisInbox, RedisInboxReader};
 use crate::pipeline::{Resolver, RoomSource, RoutingConfig};
 use crate::policy::PluginConfig;
@@ -35,6 +36,8 @@ pub struct Storage {
     pub inbox: Arc<dyn Inbox>,
     /// Reads them.
     pub inbox_reader: Arc<dyn InboxReader>,
+    /// Reads the histories of rooms; `None` if everything is in memory.
+    pub history: Option<RoomHistoryReader>,
     /// The comets that all gateways know.
     pub comets: Arc<dyn CometStore>,
     /// The key that proves redriven records.
@@ -56,7 +59,7 @@ impl Storage {
         let client = redis_client(config, redis_client::Metrics::register(registry))?;
         let metrics = directory::Metrics::register(registry);
         let inbox_metrics = inbox::Metrics::register(registry);
-        let older = ArchivedInboxes::open(&config.archive, || archive::ReadMetrics::register(registry))?;
+        let older = ArchivedMessages::open(&config.archive, || archive::ReadMetrics::register(registry))?;
         let RoutingConfig { check_online, max_room_size, cache, .. } = &config.routing;
         let directory = RedisDirectory::new(client.clone(), *check_online, *max_room_size, metrics);
         let directory = directory.remembering(cache);
@@ -65,9 +68,8 @@ impl Storage {
             guards: Arc::new(RedisGuards::new(client.clone())),
             shared_state: Arc::new(RedisSharedState::new(client.clone())),
             inbox: Arc::new(RedisInbox::new(client.clone(), &config.offline, inbox_metrics)),
-            inbox_reader: Arc::new(
-                RedisInboxReader::new(client.clone(), &config.offline).continued_by(older),
-            ),
+            inbox_reader: Arc::new(RedisInboxReader::new(client.clone(), &config.offline, older.clone())),
+            history: Some(RoomHistoryReader::new(client.clone(), &config.history, older)),
             comets: Arc::new(RedisCometStore::new(client.clone())),
             redrive_keys: Arc::new(RedisRedriveKeys::new(client.clone())),
             redis: Some(client),
@@ -88,6 +90,7 @@ impl Storage {
             shared_state: Arc::new(MemorySharedState::new(MEMORY_VALUES)),
             inbox: Arc::<MemoryInbox>::clone(&inbox),
             inbox_reader: inbox,
+            history: None,
             comets: Arc::new(MemoryCometStore::default()),
             redrive_keys: Arc::new(MemoryRedriveKeys::default()),
             redis: None,

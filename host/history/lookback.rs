@@ -9,6 +9,7 @@
 
 use std::collections::HashMap;
 
+use crate::inbox::Position;
 use crate::message::MessageId;
 
 /// Entries of a walk at most. What is further back counts as absent.
@@ -25,7 +26,7 @@ pub(super) struct Lookback<'a> {
     lowest: Option<i64>,
     walked: usize,
     newest: Option<i64>,
-    found: Vec<usize>,
+    found: Vec<(usize, Position)>,
 }
 
 impl<'a> Lookback<'a> {
@@ -43,18 +44,18 @@ impl<'a> Lookback<'a> {
         Self { topic, partition, wanted: by_id, lowest, walked: 0, newest: None, found: Vec::new() }
     }
 
-    /// Takes the next older entry. Returns whether the walk goes on.
-    pub(super) fn take(&mut self, id: &str, is_redriven: bool) -> bool {
+    /// Takes the next older entry, at this place. Returns whether the walk goes on.
+    pub(super) fn take(&mut self, place: Position, id: &str, is_redriven: bool) -> bool {
         self.walked += 1;
-        self.found.extend(self.wanted.remove(id));
+        self.found.extend(self.wanted.remove(id).map(|index| (index, place)));
         let offset = self.offset_of(id).filter(|_| !is_redriven);
         self.newest = self.newest.max(offset);
         let is_past = matches!((offset, self.lowest), (Some(offset), Some(lowest)) if offset < lowest);
         !is_past && !self.wanted.is_empty() && self.walked < MOST
     }
 
-    /// The messages that were found, and the newest offset of the partition that was seen.
-    pub(super) fn finish(self) -> (Vec<usize>, Option<i64>) {
+    /// The messages that were found, with their places, and the newest offset of the partition that was seen.
+    pub(super) fn finish(self) -> (Vec<(usize, Position)>, Option<i64>) {
         (self.found, self.newest)
     }
 

@@ -7,19 +7,24 @@
 //! Promises: a message is delivered only after the history has it. A record that is delivered again is not
 //! stored again: see `lookback`. The module does not know how a policy decides.
 
+mod byte_limit;
 mod lookback;
+mod reader;
 mod redis;
 #[cfg(test)]
 mod tests;
 
 use std::time::Duration;
 
+use bytesize::ByteSize;
+
 use crate::decision::Retention;
 use crate::message::Message;
 pub use crate::redis_client::Unavailable;
 use crate::schema;
 use crate::telemetry::metrics;
-pub use redis::{HistoryProgress, RedisRoomHistory, RoomHistoryReader};
+pub use reader::RoomHistoryReader;
+pub use redis::{HistoryProgress, RedisRoomHistory};
 
 use prometheus_client::metrics::counter::Counter;
 
@@ -36,8 +41,13 @@ pub struct Config {
     pub retention: Duration,
     /// Maximum number of messages per room; the oldest are dropped.
     pub max_per_room: usize,
-    /// What the inboxes of absent users get of a message that is in the history: `copy`, or `none`.
-    pub inbox: InboxCopy,
+    /// Maximum size of a room's history in Redis, approximately; the oldest messages are dropped, not the
+    /// newest.
+    #[schemars(with = "schema::Size")]
+    pub max_bytes_per_room: ByteSize,
+    /// What the inboxes of absent users get of a message that is in the history: a `reference`, a `copy`, or
+    /// `none`.
+    pub inbox: InboxEntries,
 }
 
 /// What the inboxes of absent users get of a message that is in the history.
@@ -45,13 +55,18 @@ pub struct Config {
     Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize, schemars::JsonSchema,
 )]
 #[serde(rename_all = "kebab-case")]
-pub enum InboxCopy {
-    /// The message, as of other rooms.
+pub enum InboxEntries {
+    /// A small entry that refers to the history. Readers of the inbox get the message from there.
     #[default]
+    Reference,
+    /// The message, as of other rooms.
     Copy,
     /// Nothing: users read the history of their rooms when they return.
     None,
 }
+
+/// The smallest `max_bytes_per_room`: Redis drops entries in blocks of some kilobytes.
+const SMALLEST_ROOM: ByteSize = ByteSize::kib(64);
 
 impl Default for Config {
     fn default() -> Self {
@@ -59,7 +74,8 @@ impl Default for Config {
             rooms: Vec::new(),
             retention: Duration::from_secs(7 * 24 * 3600),
             max_per_room: 1000,
-            inbox: InboxCopy::Copy,
+            max_bytes_per_room: ByteSize::mib(16),
+            inbox: InboxEntries::Reference,
         }
     }
 }
@@ -81,6 +97,9 @@ impl Config {
         }
         if self.max_per_room == 0 {
             problems.push("`history.max_per_room` is 0; leave `rooms` empty to keep nothing".to_owned());
+        }
+        if self.max_bytes_per_room < SMALLEST_ROOM {
+            problems.push("`history.max_bytes_per_room` must be at least 64KiB".to_owned());
         }
         problems
     }

@@ -5,21 +5,22 @@ use std::sync::Arc;
 
 use redis::{Cmd, Value};
 
+use super::byte_limit::ByteLimit;
 use super::lookback::Lookback;
 use super::{Config, Metrics, Unavailable};
-use crate::inbox::{self, InboxReader, Page, PageQuery, Position, RedisInboxReader, Standing};
-use crate::message::{Message, RoomId, UserId};
+use crate::inbox::{self, Owner, Position};
+use crate::message::{Message, RoomId};
 use crate::redis_client::{RedisClient, Refusal, elements, refusal, text};
 use crate::telemetry::LogThrottle;
 
-/// The first part of a stream's key, after the prefix.
-const STREAM: &str = "history:";
 /// The names of the operations in metrics.
 const LOOK: &str = "look_history";
 const STORE: &str = "store_history";
 /// Entries of the first look, and of later ones at most.
 const FIRST_LOOK: usize = 2;
 const LARGEST_LOOK: usize = 128;
+/// Approximate size of an entry in addition to its body.
+const ENTRY_OVERHEAD: u64 = 128;
 /// Rooms whose newest offset is remembered.
 const MAX_ROOMS: usize = 10_000;
 
@@ -32,6 +33,7 @@ pub struct RedisRoomHistory {
     config: Config,
     metrics: Metrics,
     throttle: Arc<LogThrottle>,
+    byte_limit: ByteLimit,
 }
 
 /// What one partition, as long as it is assigned, knows of the histories of its rooms. Records that are
@@ -45,6 +47,8 @@ struct Known {
     newest: i64,
     /// When an entry was stored last, by Redis' clock.
     redis_ms: Option<u64>,
+    /// How much was added since the room was measured; `None` if it was not.
+    grown: Option<u64>,
 }
 
 impl HistoryProgress {
@@ -58,7 +62,7 @@ impl HistoryProgress {
         if self.0.len() >= MAX_ROOMS && !self.0.contains_key(room) {
             self.0.clear();
         }
-        let known = self.0.entry(room.clone()).or_insert(Known { newest: -1, redis_ms: None });
+        let known = self.0.entry(room.clone()).or_insert(Known { newest: -1, redis_ms: None, grown: None });
         known.newest = known.newest.max(offset.unwrap_or(-1));
         known.redis_ms = redis_ms.or(known.redis_ms);
     }
@@ -71,14 +75,17 @@ fn is_redriven(message: &Message) -> bool {
 impl RedisRoomHistory {
     /// Histories that use this client.
     pub fn new(client: RedisClient, config: &Config, metrics: Metrics) -> Self {
-        Self { client, config: config.clone(), metrics, throttle: Arc::new(LogThrottle::per_record()) }
+        let byte_limit = ByteLimit::new(client.clone(), config.max_bytes_per_room.as_u64());
+        let throttle = Arc::new(LogThrottle::per_record());
+        Self { client, config: config.clone(), metrics, throttle, byte_limit }
     }
 
     fn key(&self, room: &RoomId) -> String {
-        format!("{}{STREAM}{room}", self.client.prefix())
+        Owner::from(room).stream_key(self.client.prefix())
     }
 
-    /// Stores messages of one partition, in order, unless their room's history has them.
+    /// Stores messages of one partition, in order, unless their room's history has them. Returns their
+    /// places; `None` for those that it can never take.
     ///
     /// # Errors
     /// If Redis cannot be used now. Storing the messages again repeats nothing.
@@ -86,33 +93,36 @@ impl RedisRoomHistory {
         &self,
         messages: &[(&RoomId, &Message)],
         progress: &mut HistoryProgress,
-    ) -> Result<(), Unavailable> {
-        let found = self.look(messages, progress).await?;
-        let rest = || messages.iter().enumerate().filter(|(index, _)| !found.contains(index));
+    ) -> Result<Vec<Option<Position>>, Unavailable> {
+        let mut places = self.look(messages, progress).await?;
+        let repeated = places.iter().flatten().count();
+        let rest: Vec<usize> = (0..messages.len()).filter(|index| places[*index].is_none()).collect();
         let (mut commands, mut rooms) = (Vec::new(), HashSet::new());
         let mut appends = Vec::with_capacity(messages.len());
-        for (_, (room, message)) in rest() {
+        for (room, message) in rest.iter().map(|index| messages[*index]) {
             let key = self.key(room);
             appends.push(commands.len());
             commands.push(self.append(&key, message));
-            if rooms.insert(*room) {
-                commands.extend(self.bounds(&key, progress.0.get(*room)));
+            if rooms.insert(room) {
+                commands.extend(self.bounds(&key, progress.0.get(room)));
             }
         }
         let (replies, problem) = self.client.run_bulk(STORE, commands).await;
         let (mut stored, mut refused, mut denied) = (0, None, None);
-        for ((_, (room, message)), at) in rest().zip(appends) {
+        for (index, at) in rest.into_iter().zip(appends) {
+            let (room, message) = messages[index];
             match replies.get(at).and_then(Option::as_ref) {
                 // It may be stored nevertheless: to be looked for.
-                None => drop(progress.0.remove(*room)),
+                None => drop(progress.0.remove(room)),
                 Some(reply) => match refusal(reply) {
                     None => {
                         stored += 1;
-                        let ms = text(reply.clone()).filled().and_then(|id| Position::parse(&id));
+                        let place = text(reply.clone()).filled().and_then(|id| Position::parse(&id));
                         let offset = (!is_redriven(message)).then_some(message.record.origin.offset);
-                        progress.note(room, offset, ms.map(|position| position.ms));
+                        progress.note(room, offset, place.map(|place| place.ms));
+                        places[index] = place;
                     }
-                    Some(Refusal::WrongType) => refused = Some(*room),
+                    Some(Refusal::WrongType) => refused = Some(room),
                     Some(Refusal::Denied(said) | Refusal::Other(said)) => denied = Some(said),
                 },
             }
@@ -132,10 +142,46 @@ impl RedisRoomHistory {
             (Some(problem), _) => Err(problem),
             (None, Some(said)) => Err(self.client.denied(STORE, said)),
             (None, None) => {
-                self.metrics.repeated.inc_by(found.len() as u64);
-                Ok(())
+                self.hold_to_size(messages, &places, progress).await?;
+                self.metrics.repeated.inc_by(repeated as u64);
+                Ok(places)
             }
         }
+    }
+
+    /// Drops the oldest messages of rooms that have become too large.
+    async fn hold_to_size(
+        &self,
+        messages: &[(&RoomId, &Message)],
+        places: &[Option<Position>],
+        progress: &mut HistoryProgress,
+    ) -> Result<(), Unavailable> {
+        let mut due = Vec::new();
+        for ((room, message), _) in messages.iter().zip(places).filter(|(_, place)| place.is_some()) {
+            let Some(known) = progress.0.get_mut(*room) else { continue };
+            let size = message.body.len() as u64 + ENTRY_OVERHEAD;
+            let grown = known.grown.map(|grown| grown.saturating_add(size));
+            known.grown = Some(grown.unwrap_or_default());
+            if grown.is_none_or(|grown| self.byte_limit.is_due(grown)) {
+                known.grown = Some(0);
+                due.push(*room);
+            }
+        }
+        due.sort_unstable();
+        due.dedup();
+        if due.is_empty() {
+            return Ok(());
+        }
+        let measured = self.byte_limit.apply(due.iter().map(|room| self.key(room)).collect()).await;
+        if measured.is_err() {
+            // Before anything else is added.
+            for room in due {
+                if let Some(known) = progress.0.get_mut(room) {
+                    known.grown = None;
+                }
+            }
+        }
+        measured
     }
 
     fn append(&self, key: &str, message: &Message) -> Cmd {
@@ -169,19 +215,20 @@ impl RedisRoomHistory {
         self.config.retention.as_millis().min(LONGEST) as i64
     }
 
-    /// The indexes of the messages that their rooms have.
+    /// The places of the messages that their rooms have.
     async fn look(
         &self,
         messages: &[(&RoomId, &Message)],
         progress: &mut HistoryProgress,
-    ) -> Result<HashSet<usize>, Unavailable> {
+    ) -> Result<Vec<Option<Position>>, Unavailable> {
+        let mut found = vec![None; messages.len()];
         let mut by_room: BTreeMap<&RoomId, Vec<usize>> = BTreeMap::new();
         for (index, (room, message)) in messages.iter().enumerate() {
             if progress.may_have(room, message) {
                 by_room.entry(*room).or_default().push(index);
             }
         }
-        let Some((_, first)) = messages.first() else { return Ok(HashSet::new()) };
+        let Some((_, first)) = messages.first() else { return Ok(found) };
         let origin = &first.record.origin;
         let wanted = |index: usize| {
             let (_, message) = messages[index];
@@ -192,7 +239,7 @@ impl RedisRoomHistory {
             (room, "+".to_owned(), lookback)
         };
         let mut open: Vec<(&RoomId, String, Lookback<'_>)> = by_room.into_iter().map(look).collect();
-        let (mut count, mut found) = (FIRST_LOOK, HashSet::new());
+        let mut count = FIRST_LOOK;
         while !open.is_empty() {
             let command = |(room, high, _): &(&RoomId, String, _)| {
                 redis::cmd("XREVRANGE")
@@ -212,8 +259,8 @@ impl RedisRoomHistory {
                 if walk(&mut lookback, reply, count, &mut high) {
                     next.push((room, high, lookback));
                 } else {
-                    let (indexes, newest) = lookback.finish();
-                    found.extend(indexes);
+                    let (places, newest) = lookback.finish();
+                    places.into_iter().for_each(|(index, place)| found[index] = Some(place));
                     progress.note(room, newest, None);
                 }
             }
@@ -244,39 +291,10 @@ fn walk(lookback: &mut Lookback<'_>, reply: Value, count: usize, high: &mut Stri
                 _ => {}
             }
         }
-        if !lookback.take(&id, redriven) {
+        let Some(place) = Position::parse(&place) else { continue };
+        if !lookback.take(place, &id, redriven) {
             return false;
         }
     }
     !is_last
-}
-
-/// Reads histories, in pages.
-#[derive(Clone, Debug)]
-pub struct RoomHistoryReader(RedisInboxReader);
-
-impl RoomHistoryReader {
-    /// A reader through this client.
-    pub fn new(client: RedisClient, config: &Config) -> Self {
-        let streams = inbox::Config { retention: config.retention, ..inbox::Config::default() };
-        Self(RedisInboxReader::new(client, &streams).of_streams(STREAM))
-    }
-
-    /// A part of a room's history. A room without one has an empty one.
-    ///
-    /// # Errors
-    /// If it cannot be read now.
-    pub async fn page(&self, room: &RoomId, query: &PageQuery) -> Result<Page, Unavailable> {
-        let mut page = self.0.page(&UserId::from(room.as_str()), query).await?;
-        page.entries.iter_mut().for_each(|entry| entry.message.room = Some(room.clone()));
-        Ok(page)
-    }
-
-    /// Where a room's history stands.
-    ///
-    /// # Errors
-    /// If it cannot be read now.
-    pub async fn standing(&self, room: &RoomId) -> Result<Standing, Unavailable> {
-        self.0.standing(&UserId::from(room.as_str()), None).await
-    }
 }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::lookback::Lookback;
 use super::*;
-use crate::inbox::PageQuery;
+use crate::inbox::{PageQuery, Position};
 use crate::message::{Audience, MessageId, Origin, Record, RoomId};
 use crate::redis_client::testing::RedisServer;
 
@@ -42,7 +42,7 @@ async fn a_message_is_stored_once_however_often_it_is_delivered() {
     let config = Config { max_per_room: 50, ..Config::default() };
     let metrics = Metrics::register(&mut Registry::default());
     let history = RedisRoomHistory::new(server.client(), &config, metrics.clone());
-    let reader = RoomHistoryReader::new(server.client(), &config);
+    let reader = RoomHistoryReader::new(server.client(), &config, None);
     let mut progress = HistoryProgress::default();
     store(&history, &mut progress, 0, &[1, 2, 3]).await;
     store(&history, &mut progress, 0, &[4, 5]).await;
@@ -83,9 +83,20 @@ proptest! {
         let offset = |index: usize| Some(from + index as i64);
         let all = wanted.iter().enumerate().map(|(index, id)| (index, id, offset(index)));
         let mut lookback = Lookback::new("push", 0, all);
-        let mut walk = stream.iter().rev();
-        while let Some((id, is_redriven)) = walk.next() && lookback.take(id.as_str(), *is_redriven) {}
-        let (mut found, _) = lookback.finish();
+        let mut place = Position { ms: 1, number: 1000 };
+        let mut places = std::collections::HashMap::new();
+        for (id, is_redriven) in stream.iter().rev() {
+            place.number -= 1;
+            places.insert(place, id);
+            if !lookback.take(place, id.as_str(), *is_redriven) {
+                break;
+            }
+        }
+        let (found, _) = lookback.finish();
+        for (index, place) in &found {
+            prop_assert_eq!(places[place], &wanted[*index]);
+        }
+        let mut found: Vec<usize> = found.into_iter().map(|(index, _)| index).collect();
         found.sort_unstable();
         let expected: Vec<usize> =
             (0..wanted.len()).filter(|at| stream.iter().any(|(id, again)| !again && *id == wanted[*at])).collect();

@@ -18,7 +18,7 @@ use crate::message::{RoomId, UserId};
 
 /// The place of an entry: the milliseconds since 1970 when it was stored, and its number among those of
 /// that millisecond. The id of the entry in a Redis stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
     /// Milliseconds since 1970 by Redis' clock.
     pub ms: u64,
@@ -65,6 +65,16 @@ pub enum Owner<'a> {
     User(&'a UserId),
     /// A room's history.
     Room(&'a RoomId),
+}
+
+impl Owner<'_> {
+    /// The key of the owner's stream in Redis.
+    pub fn stream_key(self, prefix: &str) -> String {
+        match self {
+            Self::User(user) => format!("{prefix}inbox:{user}"),
+            Self::Room(room) => format!("{prefix}history:{room}"),
+        }
+    }
 }
 
 impl<'a> From<&'a UserId> for Owner<'a> {

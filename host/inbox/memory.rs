@@ -7,11 +7,11 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 
 use super::cursor::{Cursor, Position};
+use super::entry::returned;
 use super::page::{DeviceId, Page, PageBuilder, PageQuery, Standing};
 use super::reader::InboxReader;
 use super::{
     Config, Inbox, InboxEntry, Metrics, Mode, PartialStore, Stored, StoredMessage, Unavailable, now_ms,
-    returned,
 };
 use crate::message::{ConnectionId, UserId};
 

@@ -5,7 +5,8 @@
 //! may read.
 //!
 //! [`InboxReader`] reads them in [pages](Page), keeps what each [device](DeviceId) has acknowledged, and
-//! erases them. A [`Cursor`] is a place in an inbox as clients keep it.
+//! erases them. A [`Cursor`] is a place in an inbox as clients keep it. An entry may refer to the history of
+//! its room instead of having the message: readers get the message nevertheless.
 //!
 //! [`InboxQueue`] connects messages to the inbox through one writer per process, which stores the
 //! entries of many messages in full pipelines, one at a time. Whatever the load, the queue is
@@ -16,6 +17,7 @@
 //! policy decides.
 
 mod cursor;
+mod entry;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod memory;
@@ -27,25 +29,26 @@ mod queue;
 mod reader;
 mod redis;
 mod redis_reader;
+mod references;
 mod returns;
+mod stream_reader;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use bytesize::ByteSize;
 use prometheus_client::metrics::counter::Counter;
 
-use crate::decision::{AbsenceCause, AbsentRecipient, Disposition, IdKind, Retention};
+use crate::decision::{AbsentRecipient, Disposition, IdKind, Retention};
 use crate::kafka::topic_problem;
-use crate::message::{ConnectionId, Message, MessageId, RoomId, UserId};
+use crate::message::{Message, UserId};
 pub use crate::redis_client::{KeyEvents, Unavailable};
 use crate::schema;
 use crate::telemetry::metrics;
 pub use cursor::{Cursor, CursorError, Owner, Position};
+pub use entry::{BodyReference, InboxEntry, NotStored, PartialStore, Returned, Stored, StoredMessage};
 pub use memory::{MemoryInbox, OnlineUsers};
 pub use notifier::Notifier;
 pub use older::{OlderMessages, OlderRange, OlderUnavailable};
@@ -54,7 +57,11 @@ pub use queue::{InboxProblem, InboxQueue, InboxWriter, StoreResult};
 pub use reader::InboxReader;
 pub use redis::RedisInbox;
 pub use redis_reader::RedisInboxReader;
+pub use references::Reference;
 pub use returns::{Registered, ReturnedUsers};
+pub use stream_reader::StreamReader;
+
+use entry::names_size;
 
 /// The `[offline]` section.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
@@ -223,14 +230,20 @@ impl Config {
         }
     }
 
-    /// Why this message cannot be stored for these users; `None` if it can, or there are none.
-    pub fn refuses<'a>(&self, message: &Message, users: impl Iterator<Item = &'a UserId>) -> Option<String> {
+    /// Why this message cannot be stored for these users; `None` if it can, or there are none. A reference
+    /// has no body.
+    pub fn refuses<'a>(
+        &self,
+        message: &Message,
+        is_reference: bool,
+        users: impl Iterator<Item = &'a UserId>,
+    ) -> Option<String> {
+        let body = if is_reference { 0 } else { message.body.len() as u64 };
         let (mut recipients, mut together) = (0_usize, 0_u64);
         for user in users {
             recipients += 1;
-            together = together.saturating_add(ENTRY_OVERHEAD + size(message, user) as u64);
+            together = together.saturating_add(ENTRY_OVERHEAD + body + names_size(message, user) as u64);
         }
-        let body = message.body.len() as u64;
         if recipients == 0 {
             return None;
         }
@@ -256,12 +269,6 @@ impl Config {
     }
 }
 
-/// The size of a message and its recipient in an entry or notification: body and names.
-fn size(message: &Message, user: &UserId) -> usize {
-    let room = message.room().map_or(0, |room| room.as_str().len());
-    message.body.len() + room + user.as_str().len()
-}
-
 metrics! {
     /// Metrics of the inbox.
     #[derive(Clone, Debug)]
@@ -275,83 +282,6 @@ metrics! {
     }
 }
 
-/// One message for one user.
-#[derive(Debug, Clone)]
-pub struct InboxEntry {
-    /// The owner of the inbox.
-    pub user: UserId,
-    /// Why the user was not reached; `None` if the message is stored for every user.
-    pub cause: Option<AbsenceCause>,
-    /// The connection over which the user was not reached although it is registered: the user is back
-    /// once another one is.
-    pub failed: Option<ConnectionId>,
-    /// The message.
-    pub message: Arc<Message>,
-    /// How long it is kept; `None` is the configured retention, which is also the maximum.
-    pub retention: Option<Duration>,
-}
-
-/// An entry that can never be stored: a retry does not help.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NotStored {
-    /// Its index among the entries.
-    pub entry: usize,
-    /// The reason.
-    pub reason: String,
-}
-
-/// The result of a store that is complete.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Stored {
-    /// The entries that can never be stored.
-    pub not_stored: Vec<NotStored>,
-    /// The users of stored entries who were registered again when their entry had been stored.
-    pub returned: Vec<Returned>,
-    /// The places of stored entries, each with the entry's index.
-    pub positions: Vec<(usize, Position)>,
-}
-
-/// A user who was registered again when an entry had been stored. The connection may have read the
-/// inbox before that, so the message has to be delivered over it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Returned {
-    /// The entry's index among the entries.
-    pub entry: usize,
-    /// The user's connection.
-    pub connection: ConnectionId,
-}
-
-/// The result of a store that is incomplete.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PartialStore {
-    /// The result for the entries that are done.
-    pub stored: Box<Stored>,
-    /// The indexes of the entries to retry; all others are stored.
-    pub left: Vec<usize>,
-    /// The error.
-    pub error: Unavailable,
-}
-
-/// A stored message.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StoredMessage {
-    /// The message's id.
-    pub id: MessageId,
-    /// The protocol operation.
-    pub operation: i32,
-    /// The room, if it was for one.
-    pub room: Option<RoomId>,
-    /// The body.
-    pub body: Bytes,
-    /// The record's timestamp, or else when it was stored, in milliseconds since 1970.
-    pub sent_ms: i64,
-    /// When it expires, in milliseconds since 1970.
-    pub expires_ms: i64,
-    /// Why the user was not reached; `None` if it is stored for every user, and for entries of versions that
-    /// did not store it.
-    pub cause: Option<AbsenceCause>,
-}
-
 /// Stores messages for absent users.
 #[async_trait]
 pub trait Inbox: Send + Sync + 'static {
@@ -362,34 +292,6 @@ pub trait Inbox: Send + Sync + 'static {
     /// If the inbox cannot be used now, with the entries to retry. Some of those may have been
     /// stored; storing them again repeats them under the same message id.
     async fn store(&self, entries: &[InboxEntry]) -> Result<Stored, PartialStore>;
-}
-
-impl StoredMessage {
-    fn new(entry: &InboxEntry, stored_ms: i64, retention: Duration) -> Self {
-        let message = &entry.message;
-        let retention_ms = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
-        Self {
-            id: message.id.clone(),
-            operation: message.operation,
-            room: message.room().cloned(),
-            body: message.body.clone(),
-            sent_ms: message.record.timestamp_ms.unwrap_or(stored_ms),
-            expires_ms: stored_ms.saturating_add(retention_ms),
-            cause: entry.cause,
-        }
-    }
-}
-
-/// Which entries' users are back, given the connection with which each is registered now.
-fn returned(
-    entries: &[InboxEntry],
-    online: impl Fn(usize, &InboxEntry) -> Option<ConnectionId>,
-) -> Vec<Returned> {
-    let of_entry = |(index, entry): (usize, &InboxEntry)| {
-        let connection = online(index, entry).filter(|online| entry.failed.as_ref() != Some(online))?;
-        Some(Returned { entry: index, connection })
-    };
-    entries.iter().enumerate().filter_map(of_entry).collect()
 }
 
 /// Milliseconds since 1970-01-01 UTC.

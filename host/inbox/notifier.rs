@@ -14,7 +14,7 @@ use futures_util::future::poll_immediate;
 use tokio::sync::Semaphore;
 
 use crate::decision::AbsentRecipient;
-use crate::inbox::size;
+use crate::inbox::entry::size;
 use crate::kafka::{OutgoingRecord, Producer, WriteError};
 use crate::message::{Header, MESSAGE_ID, Message, TraceContext};
 

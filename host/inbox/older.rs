@@ -1,14 +1,15 @@
-//! What inboxes no longer hold, kept elsewhere for longer.
+//! What inboxes and histories no longer hold, kept elsewhere for longer.
 
 use std::fmt::Debug;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 
 use super::StoredMessage;
-use super::cursor::Position;
-use crate::message::UserId;
+use super::cursor::{Owner, Position};
+use super::references::Reference;
 
-/// A part of what is kept for a user.
+/// A part of what is kept for a user or a room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OlderRange {
     /// Only entries from this place on.
@@ -26,17 +27,31 @@ pub struct OlderRange {
 #[error("{0}")]
 pub struct OlderUnavailable(pub &'static str);
 
-/// Messages that were in inboxes, under the places that they had there.
+/// Messages that were in inboxes and histories, under the places that they had there.
 #[async_trait]
 pub trait OlderMessages: Debug + Send + Sync + 'static {
-    /// Unexpired entries of a user in this range, in the order of their places. Fewer than `limit` are
+    /// Unexpired entries of an owner in this range, in the order of their places. Fewer than `limit` are
     /// all that there are.
     ///
     /// # Errors
     /// If they cannot be read now.
     async fn older(
         &self,
-        user: &UserId,
+        owner: Owner<'_>,
         range: &OlderRange,
     ) -> Result<Vec<(Position, StoredMessage)>, OlderUnavailable>;
+
+    /// When the oldest entry of this owner that was dropped here as well had been stored, in milliseconds
+    /// since 1970; `None` if everything is there.
+    ///
+    /// # Errors
+    /// If that cannot be read now.
+    async fn oldest_dropped(&self, owner: Owner<'_>) -> Result<Option<u64>, OlderUnavailable>;
+
+    /// The bodies of these messages from the histories of their rooms, in this order; `None` for those that
+    /// are not kept.
+    ///
+    /// # Errors
+    /// If they cannot be read now.
+    async fn referenced(&self, references: &[Reference]) -> Result<Vec<Option<Bytes>>, OlderUnavailable>;
 }

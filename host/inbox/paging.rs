@@ -1,4 +1,5 @@
-//! One page from two stores: the stream in Redis, and what is kept for longer elsewhere.
+//! One page from two stores: the stream in Redis, and what is kept for longer elsewhere. The same for the
+//! inboxes of users and the histories of rooms.
 //!
 //! # One order
 //! Entries are in the order in which they were stored in the stream, and keep their places for ever:
@@ -42,6 +43,8 @@ pub(super) type StreamEntry = (Position, Option<StoredMessage>);
 pub(super) enum Step {
     Stream(StreamRange),
     Older(OlderRange),
+    /// Whether the other store has dropped something as well.
+    Dropped,
     Done,
 }
 
@@ -90,6 +93,8 @@ struct Older {
     seam_message: Option<MessageId>,
     /// Whether there is an unexpired message at the seam.
     has_message: bool,
+    /// The first entry of the stream that is not left to it.
+    oldest_in_stream: Option<Position>,
     /// The last entry of the stream that was left to it, if there may be others.
     end: Option<Position>,
     /// Whether all of it in the range was read.
@@ -99,6 +104,8 @@ struct Older {
     bytes: usize,
     /// Whether overdue entries of the stream were left to it.
     took_overdue: bool,
+    /// Whether it has dropped what was before the seam; `None` until that was asked.
+    has_dropped: Option<bool>,
 }
 
 impl Paging {
@@ -130,6 +137,7 @@ impl Paging {
         match self.next {
             Phase::Stream => Step::Stream(StreamRange { count: self.stream.count.min(CHUNK), ..self.stream }),
             Phase::Older => Step::Older(self.older_range()),
+            Phase::Done if self.begins_in_the_other_store() => Step::Dropped,
             Phase::Done => Step::Done,
         }
     }
@@ -192,6 +200,25 @@ impl Paging {
         }
     }
 
+    /// Takes when the oldest entry that the other store has dropped had been stored.
+    pub(super) fn take_dropped(&mut self, oldest_ms: Result<Option<u64>, OlderUnavailable>) {
+        let before = self.query.before.map(Cursor::position);
+        let is_before_the_seam = |ms: u64| match self.older.oldest_in_stream {
+            Some(seam) => ms < seam.ms,
+            None => before.is_none_or(|before| ms <= before.ms),
+        };
+        match oldest_ms {
+            Ok(oldest_ms) => self.older.has_dropped = Some(oldest_ms.is_some_and(is_before_the_seam)),
+            Err(failure) => self.older.failure = Some(failure),
+        }
+    }
+
+    /// Whether the page has what is oldest in the other store, so that it matters what was dropped there.
+    fn begins_in_the_other_store(&self) -> bool {
+        let Older { is_asked, failure, has_dropped, .. } = &self.older;
+        *is_asked && failure.is_none() && has_dropped.is_none() && self.page.reaches_the_oldest()
+    }
+
     /// The page. `is_trimmed`: whether entries before the stream's oldest have been dropped.
     pub(super) fn finish(self, is_trimmed: bool) -> Page {
         let is_next_an_entry = self.query.backwards && self.has_older;
@@ -204,7 +231,9 @@ impl Paging {
     }
 
     fn build(mut self, is_trimmed: bool) -> Page {
-        let Older { is_asked, failure, is_read, has_seam, rows, has_message, took_overdue, .. } = self.older;
+        let Older {
+            is_asked, failure, is_read, has_seam, rows, has_message, took_overdue, has_dropped, ..
+        } = self.older;
         if took_overdue && (failure.is_some() || !is_asked) {
             self.page.note_expired();
         }
@@ -219,6 +248,7 @@ impl Paging {
         let was_trimmed = is_trimmed || took_overdue;
         match self.query.after {
             Some(_) if is_behind => self.page.note_expired(),
+            None if has_dropped == Some(true) => self.page.note_expired(),
             None if was_trimmed && (rows == 0 || is_behind) => self.page.note_expired(),
             _ => {}
         }
@@ -299,6 +329,7 @@ impl Paging {
     /// Asks the other store next, for what is before the seam.
     fn ask(&mut self) {
         let before = self.query.before.map(Cursor::position);
+        self.older.oldest_in_stream = self.older.seam;
         self.older.has_message = self.older.seam_message.is_some() || self.older.end.is_some();
         if self.query.backwards && self.older.seam.is_none() {
             // The last page ended there: with the seam, or in the other store.
@@ -357,7 +388,7 @@ impl Paging {
 }
 
 /// The warning of a page when the archive lacks what the stream has dropped.
-const BEHIND: &str = "the archive has not caught up: messages that have left the inbox may follow later";
+const BEHIND: &str = "the archive has not caught up: messages that Redis no longer has may follow later";
 
 #[cfg(test)]
 mod tests;

@@ -23,7 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Config, Inbox, InboxEntry, NotStored, PartialStore, Position, Returned, Stored, size};
+use super::{Config, Inbox, InboxEntry, NotStored, PartialStore, Position, Returned, Stored};
 use crate::backoff::Backoff;
 use crate::message::{ConnectionId, UserId};
 
@@ -236,7 +236,7 @@ impl<I: Inbox + ?Sized> InboxWriter<I> {
             if owner.is_abandoned() {
                 continue;
             }
-            bytes += size(&entry.message, &entry.user);
+            bytes += entry.size();
             if bytes > LARGEST_BYTES && !entries.is_empty() {
                 self.waiting.push_front((entry, owner));
                 break;

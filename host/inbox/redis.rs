@@ -10,9 +10,10 @@ use bytes::Bytes;
 use redis::{Cmd, Value};
 use tracing::warn;
 
+use super::entry::returned;
 use super::{
-    Config, Inbox, InboxEntry, Metrics, NotStored, PartialStore, Position, Stored, StoredMessage,
-    Unavailable, now_ms, returned,
+    BodyReference, Config, Inbox, InboxEntry, Metrics, NotStored, Owner, PartialStore, Position, Stored,
+    StoredMessage, Unavailable, now_ms,
 };
 use crate::decision::AbsenceCause;
 use crate::message::{ConnectionId, UserId};
@@ -28,7 +29,8 @@ const CLOCK_WARNING: Duration = Duration::from_secs(60);
 
 /// One stream `<prefix>inbox:{user}` per user, with the fields `id` (message id), `op` (operation),
 /// `room` (if any), `cause` (why the user was not reached), `body` (unchanged), `ts` (when it was sent)
-/// and `expires`, both in milliseconds since 1970. The stream is trimmed to its maximum length (exactly) and age, and expires if nothing
+/// and `expires`, both in milliseconds since 1970. Instead of `body`, an entry may have `at`, the id of the
+/// entry with the message in `<prefix>history:{room}`, and `size`, that of the body. The stream is trimmed to its maximum length (exactly) and age, and expires if nothing
 /// is stored for the maximum retention.
 ///
 /// Readers have to skip expired entries and repeated `id`s: an entry whose connection breaks is
@@ -61,7 +63,7 @@ impl RedisInbox {
     }
 
     fn key(&self, user: &UserId) -> String {
-        stream_key(&self.client, user)
+        Owner::from(user).stream_key(self.client.prefix())
     }
 
     /// The commands that store these entries, and the position of each entry's append. After a user's
@@ -234,14 +236,6 @@ impl Inbox for RedisInbox {
     }
 }
 
-/// The first part of a stream's key, after the prefix.
-pub(super) const STREAM: &str = "inbox:";
-
-/// The stream of a user.
-pub(super) fn stream_key(client: &RedisClient, user: &UserId) -> String {
-    format!("{}{STREAM}{user}", client.prefix())
-}
-
 /// The position of an entry's append among the commands, and whether it is the user's first.
 struct AppendPosition {
     at: usize,
@@ -269,7 +263,11 @@ fn append(key: &str, kept: &StoredMessage, max_per_user: usize) -> Cmd {
     if let Some(cause) = kept.cause {
         command.arg("cause").arg(cause.as_str());
     }
-    command.arg("body").arg(&kept.body[..]).arg("ts").arg(kept.sent_ms).arg("expires").arg(kept.expires_ms);
+    match kept.reference {
+        None => command.arg("body").arg(&kept.body[..]),
+        Some(BodyReference { place, size }) => command.arg("at").arg(place.to_string()).arg("size").arg(size),
+    };
+    command.arg("ts").arg(kept.sent_ms).arg("expires").arg(kept.expires_ms);
     command
 }
 
@@ -294,6 +292,7 @@ fn online_users(entries: &[InboxEntry]) -> Cmd {
 pub(super) fn fields(fields: Value) -> Option<StoredMessage> {
     let (mut id, mut operation, mut room, mut body) = (None, None, None, None);
     let (mut sent_ms, mut expires_ms, mut cause) = (None, None, None);
+    let (mut place, mut size) = (None, 0);
     let mut values = elements(fields).into_iter();
     while let (Some(name), Some(value)) = (values.next(), values.next()) {
         match text(name).filled()?.as_str() {
@@ -304,17 +303,21 @@ pub(super) fn fields(fields: Value) -> Option<StoredMessage> {
             "ts" => sent_ms = text(value).filled()?.parse().ok(),
             "cause" => cause = text(value).filled().and_then(|cause| AbsenceCause::named(&cause)),
             "expires" => expires_ms = text(value).filled()?.parse().ok(),
+            "at" => place = Position::parse(&text(value).filled()?),
+            "size" => size = text(value).filled()?.parse().ok()?,
             _ => {}
         }
     }
+    let reference = place.filter(|_| body.is_none()).map(|place| BodyReference { place, size });
     Some(StoredMessage {
         id: id?.into(),
         operation: operation?,
         room: room.map(Into::into),
-        body: body?,
+        body: body.or_else(|| reference.map(|_| Bytes::new()))?,
         sent_ms: sent_ms?,
         expires_ms: expires_ms?,
         cause,
+        reference,
     })
 }
 

@@ -4,25 +4,21 @@
 //! whose score is the place up to which it has acknowledged. `ZADD GT` moves it forward only, whoever
 //! else moves it. It expires with the entries that it speaks of. Each command has one key, so a cluster
 //! may spread them.
-//!
-//! A page costs one round trip for each hundred entries, on a connection of its own: large pages do not
-//! delay the look-ups of the gateway. Pages go on with [`OlderMessages`] where the stream ends: see `paging`.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use redis::{Cmd, Value};
+use redis::Value;
 
-use super::cursor::{Cursor, Position};
+use super::cursor::{Cursor, Owner, Position};
 use super::older::OlderMessages;
 use super::page::{DeviceId, Page, PageQuery, Standing};
-use super::paging::{Paging, Step, StreamEntry, StreamRange};
 use super::reader::InboxReader;
-use super::redis::{STREAM, fields};
-use super::{Config, Mode, Unavailable, now_ms};
+use super::stream_reader::{StreamReader, integer};
+use super::{Config, Mode, Unavailable};
 use crate::message::UserId;
-use crate::redis_client::{RedisClient, Refusal, elements, is_too_large, refusal, text};
+use crate::redis_client::{RedisClient, elements, text};
 
 /// Devices of a user at most; the one that is furthest behind is forgotten first, and reads from the
 /// oldest entry again.
@@ -32,7 +28,6 @@ const MAX_DEVICES: isize = 64;
 const NUMBERS_PER_MS: u64 = 1024;
 
 /// The names of the operations in metrics.
-const READ: &str = "read_inbox";
 const ACKNOWLEDGE: &str = "acknowledge_inbox";
 const ERASE: &str = "erase_inbox";
 
@@ -40,97 +35,24 @@ const ERASE: &str = "erase_inbox";
 #[derive(Debug, Clone)]
 pub struct RedisInboxReader {
     client: RedisClient,
+    streams: StreamReader,
     retention: Duration,
     mode: Mode,
-    older: Option<Arc<dyn OlderMessages>>,
-    /// The first part of a stream's key, after the prefix.
-    streams: &'static str,
-}
-
-/// The entries of one reply, in order.
-struct Chunk {
-    entries: Vec<StreamEntry>,
-    is_last: bool,
 }
 
 impl RedisInboxReader {
-    /// A reader through this client.
-    pub fn new(client: RedisClient, config: &Config) -> Self {
-        Self { client, retention: config.retention, mode: config.mode, older: None, streams: STREAM }
-    }
-
-    /// Continues pages with what is kept for longer elsewhere.
-    #[must_use]
-    pub fn continued_by(self, older: Option<Arc<dyn OlderMessages>>) -> Self {
-        Self { older, ..self }
-    }
-
-    /// Reads other streams of the same form.
-    #[must_use]
-    pub(crate) fn of_streams(self, streams: &'static str) -> Self {
-        Self { streams, ..self }
+    /// A reader through this client. Its pages go on in `older`.
+    pub fn new(client: RedisClient, config: &Config, older: Option<Arc<dyn OlderMessages>>) -> Self {
+        let streams = StreamReader::new(client.clone(), config.retention, older);
+        Self { client, streams, retention: config.retention, mode: config.mode }
     }
 
     fn key(&self, user: &UserId) -> String {
-        format!("{}{}{user}", self.client.prefix(), self.streams)
+        Owner::from(user).stream_key(self.client.prefix())
     }
 
     fn positions_key(&self, user: &UserId) -> String {
         format!("{}inbox-positions:{user}", self.client.prefix())
-    }
-
-    async fn run(&self, operation: &'static str, commands: Vec<Cmd>) -> Result<Vec<Value>, Unavailable> {
-        let replies = self.client.run_reads(operation, commands).await?;
-        for reply in &replies {
-            if let Some(Refusal::Denied(said) | Refusal::Other(said)) = refusal(reply)
-                && !is_too_large(reply)
-                && !said.contains("no such key")
-            {
-                return Err(self.client.denied(operation, said));
-            }
-        }
-        Ok(replies)
-    }
-
-    /// Entries of a range, fewer than its count if they are large.
-    async fn chunk(&self, key: &str, range: &StreamRange) -> Result<Chunk, Unavailable> {
-        let mut count = range.count;
-        loop {
-            let reply =
-                self.run(READ, vec![range_command(key, range, count)]).await?.pop().unwrap_or_default();
-            if !is_too_large(&reply) {
-                let reply = elements(reply);
-                let is_last = reply.len() < count;
-                let entry = |entry| {
-                    let mut parts = elements(entry).into_iter();
-                    let position = Position::parse(&parts.next().and_then(|id| text(id).filled())?)?;
-                    Some((position, parts.next().and_then(fields)))
-                };
-                return Ok(Chunk { entries: reply.into_iter().filter_map(entry).collect(), is_last });
-            }
-            if count == 1 {
-                let why = "an inbox has an entry that is larger than [redis] max_reply; raise it, or delete the inbox";
-                return Err(self.client.denied(READ, why.to_owned()));
-            }
-            count = (count / 4).max(1);
-        }
-    }
-
-    /// Whether entries before the oldest have been dropped; `false` where Redis (before 7) does not tell.
-    async fn is_trimmed(&self, key: &str) -> Result<bool, Unavailable> {
-        let mut command = redis::cmd("XINFO");
-        command.arg("STREAM").arg(key);
-        let reply = self.run(READ, vec![command]).await?.pop().unwrap_or_default();
-        let (mut length, mut added) = (None, None);
-        let mut fields = elements(reply).into_iter();
-        while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
-            match text(name).filled().as_deref() {
-                Some("length") => length = integer(&value),
-                Some("entries-added") => added = integer(&value),
-                _ => {}
-            }
-        }
-        Ok(matches!((length, added), (Some(length), Some(added)) if added > length))
     }
 
     /// Drops what all devices have acknowledged, except for the last of it: its presence shows later
@@ -138,73 +60,27 @@ impl RedisInboxReader {
     async fn trim_acknowledged(&self, user: &UserId) -> Result<(), Unavailable> {
         let mut lowest = redis::cmd("ZRANGE");
         lowest.arg(self.positions_key(user)).arg(0).arg(0).arg("WITHSCORES");
-        let reply = self.run(ACKNOWLEDGE, vec![lowest]).await?.pop().unwrap_or_default();
+        let reply = self.streams.run(ACKNOWLEDGE, vec![lowest]).await?.pop().unwrap_or_default();
         let Some(position) = elements(reply).into_iter().nth(1).and_then(of_score) else { return Ok(()) };
         let mut trim = redis::cmd("XTRIM");
         trim.arg(self.key(user)).arg("MINID").arg("=").arg(position.to_string());
-        self.run(ACKNOWLEDGE, vec![trim]).await.map(drop)
+        self.streams.run(ACKNOWLEDGE, vec![trim]).await.map(drop)
     }
-}
-
-/// The command that reads a part of a stream.
-fn range_command(key: &str, range: &StreamRange, count: usize) -> Cmd {
-    let low = range.low.map_or_else(|| "-".to_owned(), |low| low.to_string());
-    let high = range.high.map_or_else(|| "+".to_owned(), |high| format!("({high}"));
-    let (name, from, to) = match range.backwards {
-        false => ("XRANGE", low, high),
-        true => ("XREVRANGE", high, low),
-    };
-    let mut command = redis::cmd(name);
-    command.arg(key).arg(from).arg(to).arg("COUNT").arg(count);
-    command
 }
 
 #[async_trait]
 impl InboxReader for RedisInboxReader {
     async fn page(&self, user: &UserId, query: &PageQuery) -> Result<Page, Unavailable> {
-        let key = self.key(user);
-        let retention_ms = i64::try_from(self.retention.as_millis()).unwrap_or(i64::MAX);
-        let older = self.older.as_deref().filter(|_| !query.only_recent);
-        let mut paging = Paging::new(*query, now_ms(), retention_ms, older.is_some());
-        loop {
-            match (paging.next(), older) {
-                (Step::Stream(range), _) => {
-                    let Chunk { entries, is_last } = self.chunk(&key, &range).await?;
-                    paging.take_stream(entries, is_last);
-                }
-                (Step::Older(range), Some(older)) => {
-                    let entries = older.older(user, &range).await;
-                    paging.take_older(&range, entries);
-                }
-                (Step::Older(_), None) | (Step::Done, _) => break,
-            }
-        }
-        let is_trimmed = paging.reaches_the_oldest() && self.is_trimmed(&key).await?;
-        Ok(paging.finish(is_trimmed))
+        self.streams.page(user, query).await
     }
 
     async fn standing(&self, user: &UserId, device: Option<&DeviceId>) -> Result<Standing, Unavailable> {
-        let key = self.key(user);
-        let one =
-            |backwards| range_command(&key, &StreamRange { low: None, high: None, count: 1, backwards }, 1);
-        let mut commands = vec![one(false), one(true)];
-        commands.push(redis::cmd("XLEN").arg(&key).to_owned());
-        if let Some(device) = device {
-            commands.push(redis::cmd("ZSCORE").arg(self.positions_key(user)).arg(device.as_str()).to_owned());
-        }
-        let mut replies = self.run(READ, commands).await?.into_iter();
-        let mut place = || {
-            let entry = elements(replies.next().unwrap_or_default()).into_iter().next()?;
-            Position::parse(&elements(entry).into_iter().next().and_then(|id| text(id).filled())?)
+        let score = |device: &DeviceId| {
+            redis::cmd("ZSCORE").arg(self.positions_key(user)).arg(device.as_str()).to_owned()
         };
-        let (first, last) = (place(), place());
-        let kept = replies.next().as_ref().and_then(integer).unwrap_or_default();
-        Ok(Standing {
-            first: first.map(Cursor::Before),
-            last: last.map(Cursor::At),
-            acknowledged: replies.next().and_then(of_score).map(Cursor::At),
-            kept,
-        })
+        let (standing, score) = self.streams.standing(user, device.map(score).into_iter().collect()).await?;
+        let acknowledged = score.into_iter().next().and_then(of_score).map(Cursor::At);
+        Ok(Standing { acknowledged, ..standing })
     }
 
     async fn acknowledge(
@@ -221,7 +97,7 @@ impl InboxReader for RedisInboxReader {
         bound.arg(&key).arg(0).arg(-(MAX_DEVICES + 1));
         let mut expire = redis::cmd("PEXPIRE");
         expire.arg(&key).arg(retention_ms);
-        self.run(ACKNOWLEDGE, vec![add, bound, expire]).await?;
+        self.streams.run(ACKNOWLEDGE, vec![add, bound, expire]).await?;
         if self.mode == Mode::Queue {
             self.trim_acknowledged(user).await?;
         }
@@ -232,15 +108,8 @@ impl InboxReader for RedisInboxReader {
         let (stream, positions) = (self.key(user), self.positions_key(user));
         let length = redis::cmd("XLEN").arg(&stream).to_owned();
         let erase = |key: &str| redis::cmd("UNLINK").arg(key).to_owned();
-        let replies = self.run(ERASE, vec![length, erase(&stream), erase(&positions)]).await?;
+        let replies = self.streams.run(ERASE, vec![length, erase(&stream), erase(&positions)]).await?;
         Ok(replies.first().and_then(integer).unwrap_or_default())
-    }
-}
-
-fn integer(value: &Value) -> Option<u64> {
-    match value {
-        Value::Int(number) => u64::try_from(*number).ok(),
-        _ => None,
     }
 }
 

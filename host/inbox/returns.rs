@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use redis::{Cmd, Value};
 
-use super::Unavailable;
-use super::redis::stream_key;
+use super::{Owner, Unavailable};
 use crate::message::{ConnectionId, UserId};
 use crate::redis_client::{
     BadUrl, Config, KeyEvents, Metrics, RedisClient, Refusal, ScanCursor, elements, refusal, text,
@@ -75,7 +74,8 @@ impl ReturnedUsers {
         for user in users {
             online.arg(format!("{ONLINE}{user}"));
         }
-        let length = |user| redis::cmd("XLEN").arg(stream_key(&self.client, user)).to_owned();
+        let length =
+            |user| redis::cmd("XLEN").arg(Owner::from(user).stream_key(self.client.prefix())).to_owned();
         let commands = std::iter::once(online).chain(users.iter().map(length)).collect();
         let mut replies = self.run(LOOK, commands).await?.into_iter();
         let connections = elements(replies.next().unwrap_or_default()).into_iter();

@@ -1,9 +1,13 @@
 //! Contract tests of the inbox, for memory and Redis.
 
+use std::sync::Arc;
+
+use bytes::Bytes;
 use prometheus_client::registry::Registry;
 
 use super::*;
-use crate::message::{Audience, Origin, Record};
+use crate::decision::AbsenceCause;
+use crate::message::{Audience, MessageId, Origin, Record};
 use crate::redis_client::RedisClient;
 use crate::redis_client::testing::{RedisCluster, RedisServer, client_of, eventually};
 use ::redis::Value;
@@ -34,6 +38,7 @@ pub(super) fn entry(user: &str, offset: i64, retention: Option<Duration>) -> Inb
         failed: None,
         message: message(offset),
         retention,
+        in_history: None,
     }
 }
 
@@ -86,7 +91,7 @@ async fn inbox_behaves(inbox: &dyn Inbox, reader: &dyn InboxReader) {
 
 fn redis_inbox(client: &RedisClient, config: &Config) -> (RedisInbox, RedisInboxReader) {
     let inbox = RedisInbox::new(client.clone(), config, metrics());
-    (inbox, RedisInboxReader::new(client.clone(), config))
+    (inbox, RedisInboxReader::new(client.clone(), config, None))
 }
 
 /// Stores this many messages for a user.
@@ -285,7 +290,7 @@ async fn a_corrupt_inbox_affects_no_other() {
     server.run(&["SET", "halley:inbox:bob", "spoilt"]).await;
     let metrics = metrics();
     let inbox = RedisInbox::new(server.client(), &config(), metrics.clone());
-    let reader = RedisInboxReader::new(server.client(), &config());
+    let reader = RedisInboxReader::new(server.client(), &config(), None);
     let entries = [entry("ann", 1, None), entry("bob", 1, None), entry("cid", 1, None)];
     let not_stored = inbox.store(&entries).await.expect("Redis answers").not_stored;
     assert_eq!(not_stored.iter().map(|n| n.entry).collect::<Vec<_>>(), [1]);

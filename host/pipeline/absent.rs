@@ -14,13 +14,12 @@ use futures_util::stream::FuturesUnordered;
 
 use crate::dead_letter::{DeadLetterReason, Stage};
 use crate::decision::{AbsenceCause, AbsentRecipient, Disposition, Effect, TrailEntry};
-use crate::history::InboxCopy;
-use crate::inbox::{InboxEntry, StoreResult};
+use crate::history::InboxEntries;
+use crate::inbox::{InboxEntry, Position, StoreResult};
 use crate::message::{Message, UserId};
 use crate::pipeline::delivery_task::DeliveryTask;
 use crate::pipeline::key_order::{Output, OutputReleaser};
 use crate::pipeline::metrics::TimedStage;
-use crate::pipeline::parts::Pipeline;
 use crate::pipeline::retry::{Cancelled, retry_until_cancelled, wait_while_held};
 use crate::router;
 use crate::stalls::StallStage;
@@ -72,7 +71,8 @@ impl DeliveryTask {
         let Some(message) = self.trace.message.clone().map(Arc::new) else { return Ok(None) };
         let decided = self.decide(&message, &absent[..decided_for]).await?;
         let config = &self.pipeline.offline;
-        let is_in_history = self.is_read_in_the_history(&message);
+        let is_in_history = self.is_read_in_the_history();
+        let reference = self.reference(&message);
         let decision = |at: usize| config.disposition_of(&absent[at], decided.get(at).cloned().flatten());
         let stays_in_history = |at: usize| {
             is_in_history && at < decided_for && matches!(decision(at), Disposition::Store { .. })
@@ -85,7 +85,7 @@ impl DeliveryTask {
         let is_stored = |at: &usize| matches!(fate(*at), Disposition::Store { .. });
         let stored = || (0..absent.len()).filter(is_stored).map(|at| &absent[at]);
         let mut failed = FailedRecipients::default();
-        let refused = config.refuses(&message, stored().map(|absent| &absent.user));
+        let refused = config.refuses(&message, reference.is_some(), stored().map(|absent| &absent.user));
         let may_store = refused.is_none();
         if !may_store {
             failed.add(stored().map(|absent| absent.user.clone()), refused);
@@ -122,12 +122,17 @@ impl DeliveryTask {
         Ok(failed.into_reason(absent.len()))
     }
 
-    /// Whether absent users find a message in the history of its room, and get no copy.
-    fn is_read_in_the_history(&self, message: &Message) -> bool {
-        let retention = self.trace.retention;
-        let Pipeline { history, history_config, .. } = &*self.pipeline;
-        let is_kept = history.is_some() && retention.history && message.room().is_some();
-        is_kept && !retention.inbox && history_config.inbox == InboxCopy::None
+    /// Whether absent users find the message in the history of its room, and get nothing else.
+    fn is_read_in_the_history(&self) -> bool {
+        let is_configured = self.pipeline.history_config.inbox == InboxEntries::None;
+        is_configured && self.trace.in_history.is_some() && !self.trace.retention.inbox
+    }
+
+    /// The place in the history of its room that inboxes refer to instead of having the message. Without a
+    /// timestamp, the archive could not tell which message that is.
+    fn reference(&self, message: &Message) -> Option<Position> {
+        let is_configured = self.pipeline.history_config.inbox == InboxEntries::Reference;
+        self.trace.in_history.filter(|_| is_configured && message.record.timestamp_ms.is_some())
     }
 
     /// Stores and archives a message for the recipients at these indexes, each with the retention that a
@@ -141,8 +146,10 @@ impl DeliveryTask {
         pending_outputs: &PendingOutputs,
         failed: &mut FailedRecipients,
     ) -> Result<usize, Cancelled> {
-        let entry =
-            |(at, retention): &(usize, _)| inbox_entry(&absent[*at], *at < decided_for, message, *retention);
+        let reference = self.reference(message);
+        let entry = |(at, retention): &(usize, _)| {
+            inbox_entry(&absent[*at], *at < decided_for, message, (*retention, reference))
+        };
         let entries = || store.iter().map(entry).collect();
         let StoreResult { refused, reason, returned, positions } =
             self.store(store.len(), entries, pending_outputs).await?;
@@ -152,7 +159,8 @@ impl DeliveryTask {
             let cause = (*at < decided_for).then_some(absent[*at].cause);
             (&absent[*at].user, cause, *retention)
         });
-        let StoreResult { refused, reason, .. } = self.archive(message, kept, &positions).await?;
+        let StoreResult { refused, reason, .. } =
+            self.archive(message, kept, (&positions, reference)).await?;
         failed.add(refused, reason);
         self.hand_over(message, &returned).await?;
         Ok(store.len())
@@ -287,13 +295,13 @@ fn inbox_entry(
     absent: &AbsentRecipient,
     is_absent: bool,
     message: &Arc<Message>,
-    retention: Option<Duration>,
+    (retention, in_history): (Option<Duration>, Option<Position>),
 ) -> InboxEntry {
     // A user who was not online may return with the connection that the room still lists.
     let may_return = absent.cause == AbsenceCause::NotOnline && !absent.by_policy;
     let failed = absent.connection.clone().filter(|_| !may_return);
     let (user, cause) = (absent.user.clone(), is_absent.then_some(absent.cause));
-    InboxEntry { user, cause, failed, message: Arc::clone(message), retention }
+    InboxEntry { user, cause, failed, message: Arc::clone(message), retention, in_history }
 }
 
 /// Counts the entries and notifications of one message that are not queued yet. At zero, the next

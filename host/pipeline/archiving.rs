@@ -15,12 +15,12 @@ use crate::time::to_record_ms;
 impl DeliveryTask {
     /// Archives a message for the users for whom it was stored, each with the reason (none if it is
     /// always stored) and the retention that a policy asked for; `positions` are their places in the
-    /// inboxes. Returns the users for whom the archive can never have it, and why.
+    /// inboxes, which may refer to a place in the history of its room. Returns the users for whom the archive can never have it, and why.
     pub(super) async fn archive(
         &self,
         message: &Message,
         stored: impl Iterator<Item = (&UserId, Option<AbsenceCause>, Option<Duration>)>,
-        positions: &[(UserId, Position)],
+        (positions, reference): (&[(UserId, Position)], Option<Position>),
     ) -> Result<StoreResult, Cancelled> {
         let mut outcome = StoreResult::default();
         let Some(archive) = &self.pipeline.archive else { return Ok(outcome) };
@@ -46,7 +46,7 @@ impl DeliveryTask {
             return Ok(outcome);
         }
         let write = || async {
-            match archive.append(message, self.trace.context(), &recipients).await {
+            match archive.append(message, self.trace.context(), &recipients, reference).await {
                 Ok(()) => Ok(None),
                 Err(refused) if refused.refusal.is_some() => Ok(Some(refused.to_string())),
                 Err(error) => Err(error),

@@ -15,6 +15,7 @@ use crate::consumer::{InFlightRecord, PartitionStream};
 use crate::dead_letter::{DeadLetterReason, Stage};
 use crate::decision::{FilteredMessage, Guard, Overrides, Retention, StateWrite, TrailEntry, Verdict};
 use crate::guard;
+use crate::inbox::Position;
 use crate::message::{DecodeError, Decoder, Message, Record};
 use crate::panics;
 use crate::pipeline::age::AgeLimit;
@@ -23,7 +24,7 @@ use crate::pipeline::chain::BatchChain;
 use crate::pipeline::claims;
 use crate::pipeline::delivery_task::{DeliveryTask, StageOutcome};
 use crate::pipeline::dispatch::Dispatcher;
-use crate::pipeline::history::PartitionHistory;
+use crate::pipeline::history::{PartitionHistory, archive_rooms};
 use crate::pipeline::in_flight::{InFlightMessage, Settler};
 use crate::pipeline::key_order::KeyOrder;
 use crate::pipeline::metrics::TimedStage;
@@ -82,6 +83,8 @@ struct PassedMessage {
     /// What policies said about it; usually nothing.
     said: Option<Box<PolicyWords>>,
     retention: Retention,
+    /// Its place in the history of its room, if it is kept there.
+    in_history: Option<Position>,
     pending: UnsettledRecord,
 }
 
@@ -148,10 +151,18 @@ impl PartitionWorker {
             (self.pass_all(messages, pending), Vec::new())
         };
         let mut passed = self.guard(passed, guards).await?;
-        let kept = passed.iter().filter(|passed| passed.retention.history).map(|passed| &passed.message);
-        self.history.keep(&self.pipeline, kept, self.hold()).await?;
+        self.keep(&mut passed).await?;
         let resolved = self.resolve(&mut passed).await?;
         self.dispatch(passed, resolved).await
+    }
+
+    /// Stores messages in the histories of their rooms.
+    async fn keep(&self, passed: &mut [PassedMessage]) -> Result<(), Cancelled> {
+        let mut kept: Vec<_> = passed.iter_mut().filter(|passed| passed.retention.history).collect();
+        let messages: Vec<_> = kept.iter().map(|passed| &passed.message).collect();
+        let places = self.history.keep(&self.pipeline, &messages, self.hold()).await?;
+        kept.iter_mut().zip(places).for_each(|(passed, place)| passed.in_history = place);
+        Ok(())
     }
 
     /// What the batch's stages hold while they are retried.
@@ -249,6 +260,7 @@ impl PartitionWorker {
             retention: self.configured_retention(&message),
             message,
             said: None,
+            in_history: None,
             pending,
         };
         messages.into_iter().zip(pending).map(pass).collect()
@@ -275,7 +287,7 @@ impl PartitionWorker {
                     let retention = retention.and(self.configured_retention(&message));
                     let has_words = overrides != NO_OVERRIDES || !trail.is_empty();
                     let said = has_words.then(|| Box::new(PolicyWords { overrides, trail }));
-                    passed.push(PassedMessage { message, said, retention, pending });
+                    passed.push(PassedMessage { message, said, retention, in_history: None, pending });
                 }
                 Verdict::Drop { reason, by } => {
                     let trace = MessageTrace::new(message, pending, trail, self.started);
@@ -331,13 +343,23 @@ impl PartitionWorker {
         Ok(remaining)
     }
 
+    /// Looks up the recipients, while messages of rooms with a history are archived.
     async fn resolve(&self, passed: &mut [PassedMessage]) -> Result<Resolved, Cancelled> {
         let since = Instant::now();
         let messages: Vec<_> = passed.iter().map(|passed| &passed.message).collect();
         let adds_comets = passed.iter().any(|passed| !passed.overrides().also.is_empty());
         let resolver = &self.pipeline.resolver;
-        let resolved = resolver.resolve(&messages, adds_comets, &self.chain, self.hold()).await?;
-        self.pipeline.metrics.stage(TimedStage::Resolve, since);
+        let resolve = async {
+            let resolved = resolver.resolve(&messages, adds_comets, &self.chain, self.hold()).await?;
+            self.pipeline.metrics.stage(TimedStage::Resolve, since);
+            Ok(resolved)
+        };
+        let in_history = passed.iter().filter_map(|passed| {
+            let PassedMessage { message, pending, in_history, .. } = passed;
+            Some((message, pending.trace_context(&message.record), (*in_history)?))
+        });
+        let archive = archive_rooms(&self.pipeline, in_history, self.hold());
+        let (resolved, ()) = tokio::try_join!(resolve, archive)?;
         let records = passed.iter_mut().map(|passed| &mut passed.pending);
         spans::note(&self.pipeline.tracer, records, SpanStage::Resolve, since);
         Ok(resolved)
@@ -367,12 +389,12 @@ impl PartitionWorker {
                     }
                 },
             };
-            let PassedMessage { message, said, retention, pending } = passed;
+            let PassedMessage { message, said, retention, in_history, pending } = passed;
             let entries = plan.absent.len() + if retention.inbox { plan.recipients } else { 0 };
             let absent_permit = self.absent_permit(&mut dispatcher, entries).await?;
             let payload = dispatcher.payload(&message, pending.trace_context(&message.record)).await?;
             let trail = said.map(|said| said.trail).unwrap_or_default();
-            let message = InFlightMessage { message, pending, trail, retention, absent_permit };
+            let message = InFlightMessage { message, pending, trail, retention, in_history, absent_permit };
             dispatcher.queue(plan, payload, message).await?;
         }
         dispatcher.queue_all().await?;

@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use crate::comets::{CallOutcome, OrderHold, Outcomes};
 use crate::consumer::UntilCommitted;
 use crate::decision::{Retention, TrailEntry};
+use crate::inbox::Position;
 use crate::message::Message;
 use crate::offsets::AckHandle;
 use crate::panics;
@@ -53,6 +54,8 @@ pub(super) struct InFlightMessage {
     pub(super) pending: UnsettledRecord,
     pub(super) trail: Vec<TrailEntry>,
     pub(super) retention: Retention,
+    /// Its place in the history of its room, if it is kept there.
+    pub(super) in_history: Option<Position>,
     /// The absent recipients' permits from the budget of all messages.
     pub(super) absent_permit: Option<OwnedSemaphorePermit>,
 }
@@ -68,9 +71,10 @@ pub(super) struct RunContext {
 
 impl InFlightMessage {
     fn into_trace(self, context: &RunContext) -> (MessageTrace, Option<OwnedSemaphorePermit>) {
-        let Self { message, pending, trail, retention, absent_permit } = self;
+        let Self { message, pending, trail, retention, in_history, absent_permit } = self;
         let mut trace = MessageTrace::new(message, pending, trail, context.started);
         (trace.plan, trace.retention) = (Some(Arc::clone(&context.plan)), retention);
+        trace.in_history = in_history;
         (trace, absent_permit)
     }
 }

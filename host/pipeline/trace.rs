@@ -7,6 +7,7 @@ use std::time::Instant;
 use tracing::{Level, debug};
 
 use crate::decision::{AbsentRecipient, Retention, TrailEntry};
+use crate::inbox::Position;
 use crate::message::{Audience, CometAddr, Message, Record};
 use crate::offsets::AckHandle;
 use crate::pipeline::call::{Acceptance, MessagePlan, PlannedCall};
@@ -37,6 +38,8 @@ pub(super) struct MessageTrace {
     pub(super) trail: Vec<TrailEntry>,
     /// Where it is kept in addition to its delivery, by policies and by configuration.
     pub(super) retention: Retention,
+    /// Its place in the history of its room, if it is kept there.
+    pub(super) in_history: Option<Position>,
     pub(super) started: Instant,
     /// What was planned, if it got that far.
     pub(super) plan: Option<Arc<MessagePlan>>,
@@ -82,6 +85,7 @@ impl MessageTrace {
             pending,
             trail: Vec::new(),
             retention: Retention::default(),
+            in_history: None,
             started,
             plan: None,
             accepted: Vec::new(),

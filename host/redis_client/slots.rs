@@ -17,7 +17,7 @@ const COUNT: usize = 16_384;
 /// the first argument, or after a subcommand.
 const WITHOUT_KEY: [&str; 7] = ["PING", "ECHO", "ACL", "CLIENT", "CLUSTER", "CONFIG", "INFO"];
 /// Commands whose first argument is a subcommand.
-const WITH_SUBCOMMAND: [&str; 1] = ["XINFO"];
+const WITH_SUBCOMMAND: [&str; 2] = ["XINFO", "MEMORY"];
 
 /// The address of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -205,6 +205,7 @@ mod tests {
         assert_eq!(slot_of_key(b"{unclosed"), crc16(b"{unclosed") % 16_384);
         assert_eq!(slot_of(redis::cmd("GET").arg("foo")), Some(12182));
         assert_eq!(slot_of(redis::cmd("XINFO").arg("STREAM").arg("foo")), Some(12182));
+        assert_eq!(slot_of(redis::cmd("MEMORY").arg("USAGE").arg("foo")), Some(12182));
         assert_eq!(slot_of(redis::cmd("echo").arg("foo")), None);
         assert_eq!(slot_of(&redis::cmd("PING")), None);
     }

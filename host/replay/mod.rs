@@ -94,7 +94,8 @@ impl Replayer<'_> {
                 return Ok(replayed);
             }
             let message = &entry.message;
-            if self.only_missed && message.cause.is_none() {
+            // What is nowhere any more cannot be pushed; the page is truncated.
+            if (self.only_missed && message.cause.is_none()) || message.is_missing() {
                 replayed.next = Some(Cursor::At(entry.position));
                 continue;
             }

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::{absent_room, archiving, warnings};
+use crate::support::certificates::{Certificate, VALID};
 use crate::support::child_process::ChildProcess;
 use crate::support::comet::FakeComet;
 use crate::support::gateway::quoted;
@@ -55,6 +56,102 @@ async fn an_unusable_database_holds_up_only_the_archive() {
         eventually_eq("archived rows", 2 * sent as i64, async || database.archived().await).await;
         let recovered = async || (!warnings(&gateway).await.contains("archive")).then_some(());
         eventually("no warning", PATIENCE, recovered).await;
+    }
+}
+
+/// Neither a full database nor a slow one loses or repeats anything; room histories are archived as well.
+#[tokio::test]
+async fn a_full_database_and_a_slow_one_hold_up_only_the_archive() {
+    // All tables in one file of a bounded size; the partitions take most of it.
+    let options = folder("mariadb-options");
+    let file = options.path().join("my.cnf");
+    let bounded = |most: &str| {
+        let size = format!("innodb-data-file-path=ibdata1:12M:autoextend:max:{most}");
+        let options = format!("[mysqld]\ninnodb-file-per-table=0\ninnodb-autoextend-increment=1\n{size}\n");
+        std::fs::write(&file, options).expect("written");
+    };
+    bounded("40M");
+    let args = [format!("--defaults-file={}", file.display())];
+    let Some(mut database) = MariaDb::start_with("a_full_database_and_a_slow_one", &args).await else {
+        return;
+    };
+    let (redis, comet) = (Redis::start().await, FakeComet::start().await);
+    absent_room(&redis, "lobby", 2).await;
+    redis.join("lobby", "conn_live", "live", comet.address()).await;
+    let (topic, settings) = archiving("archive-full", &database, &redis).await;
+    let settings = settings.set("history", "rooms", r#"["lobby"]"#).set("history", "inbox", quoted("copy"));
+    let gateway = settings.set("archive", "write_timeout", quoted("1s")).start().await;
+    let filler =
+        "CREATE TABLE halley.filler (number INT AUTO_INCREMENT PRIMARY KEY, body LONGBLOB) ENGINE = InnoDB";
+    database.run(filler).await;
+    let fill = "INSERT INTO halley.filler (body) VALUES (REPEAT('x', 1000000))";
+    eventually("a full database", PATIENCE, async || database.try_run(fill).await.err()).await;
+    let slow = "CREATE TRIGGER halley.slow BEFORE INSERT ON halley.halley_inbox FOR EACH ROW DO SLEEP(2)";
+    let mut sent = 0;
+    for fault in ["is full", "did not answer within 1s"] {
+        for _ in 0..20 {
+            sent += 1;
+            kafka().produce_room(&topic, "lobby", format!("{sent}{}", "x".repeat(100_000))).await;
+        }
+        gateway.wait_until_settled(&topic).await;
+        eventually_eq("live deliveries", sent, async || comet.deliveries().len()).await;
+        let warned = async || {
+            let ready = gateway.get("/readyz").await;
+            assert_eq!(ready.status, 200, "{}", ready.body);
+            warnings(&gateway).await.contains(fault).then_some(())
+        };
+        eventually(format_args!("a warning that it {fault}"), PATIENCE, warned).await;
+        match fault {
+            "is full" => {
+                bounded("100M");
+                database.stop();
+                database.restart().await;
+            }
+            _ => database.run("DROP TRIGGER halley.slow").await,
+        }
+        eventually_eq("archived rows", 2 * sent as i64, async || database.archived().await).await;
+        let rooms = "SELECT COUNT(*) FROM halley_history";
+        eventually_eq("rows of the room", sent as i64, async || database.number(rooms).await).await;
+        let recovered = async || (!warnings(&gateway).await.contains("archive")).then_some(());
+        eventually("no warning", PATIENCE, recovered).await;
+        if fault == "is full" {
+            database.run(slow).await;
+        }
+    }
+}
+
+/// The authority decides, not only that there is encryption.
+#[tokio::test]
+async fn the_archives_database_is_reached_over_tls_that_is_verified() {
+    let folder = folder("mariadb-tls");
+    let (ours, other) = (Certificate::authority("ours"), Certificate::authority("other"));
+    ours.write(folder.path(), "ours");
+    other.write(folder.path(), "other");
+    ours.issue("localhost", VALID).write(folder.path(), "server");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let args = [("ssl-ca", "ours.pem"), ("ssl-cert", "server.pem"), ("ssl-key", "server.key")];
+    let args = args.map(|(option, name)| format!("--{option}={}", path(name)));
+    let Some(database) = MariaDb::start_with("the_archives_database_is_reached_over_tls", &args).await else {
+        return;
+    };
+    let config = |host: &str, mode: &str, authority: &str| {
+        let properties = format!("?ssl-mode={mode}&ssl-ca={}", path(authority));
+        halley::archive::Config { url: database.url_at(host, &properties), ..Default::default() }
+    };
+    database.run("ALTER USER 'halley'@'%' REQUIRE SSL").await;
+    halley::archive::init(&config("localhost", "VERIFY_IDENTITY", "ours.pem")).await.expect("over TLS");
+    for (host, mode, authority, is_reached) in [
+        ("localhost", "VERIFY_IDENTITY", "ours.pem", true),
+        ("127.0.0.1", "VERIFY_CA", "ours.pem", true),
+        // Another name than that in the certificate.
+        ("127.0.0.1", "VERIFY_IDENTITY", "ours.pem", false),
+        ("localhost", "VERIFY_IDENTITY", "other.pem", false),
+        ("localhost", "VERIFY_CA", "other.pem", false),
+        // The server demands it of this user.
+        ("localhost", "DISABLED", "ours.pem", false),
+    ] {
+        let probed = halley::archive::probe(&config(host, mode, authority)).await;
+        assert_eq!(probed.is_ok(), is_reached, "{host} {mode} {authority}: {probed:?}");
     }
 }
 

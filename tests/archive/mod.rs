@@ -67,11 +67,11 @@ async fn tables_are_created_once_and_printed() {
     let config = halley::archive::Config { url: database.url(), ..Default::default() };
     let missing = halley::archive::probe(&config).await.expect_err("no tables").to_string();
     assert!(missing.contains("run `halley archive init`"), "{missing}");
-    assert!(text(&init(&settings, &[]).await).contains("version 2 now (before: 0)"));
-    assert!(text(&init(&settings, &[]).await).contains("version 2 already"));
-    assert_eq!(halley::archive::probe(&config).await.expect("usable"), "its tables have version 2");
-    let days = "SELECT COUNT(*) FROM information_schema.PARTITIONS WHERE TABLE_NAME = 'halley_inbox'";
-    assert_eq!(database.number(days).await, 16, "today, two weeks, and `later`");
+    assert!(text(&init(&settings, &[]).await).contains("version 3 now (before: 0)"));
+    assert!(text(&init(&settings, &[]).await).contains("version 3 already"));
+    assert_eq!(halley::archive::probe(&config).await.expect("usable"), "its tables have version 3");
+    let days = "SELECT COUNT(*) FROM information_schema.PARTITIONS WHERE TABLE_NAME IN ('halley_inbox', 'halley_history')";
+    assert_eq!(database.number(days).await, 2 * 16, "today, two weeks, and `later`");
 
     // What is printed leads to the same tables.
     let schema = "SELECT CONCAT(TABLE_NAME, COLUMN_NAME, COLUMN_TYPE, COLUMN_KEY) FROM information_schema.COLUMNS \
@@ -81,7 +81,9 @@ async fn tables_are_created_once_and_printed() {
         rows.iter().map(|row| row.try_get::<String, _>(0).expect("text")).collect::<Vec<_>>()
     };
     let created = columns().await;
-    for table in ["halley_inbox", "halley_erased", "halley_archive_version"] {
+    for table in
+        ["halley_inbox", "halley_history", "halley_dropped", "halley_erased", "halley_archive_version"]
+    {
         database.run(&format!("DROP TABLE {table}")).await;
     }
     let printed = text(&init(&settings, &["--print"]).await);
@@ -89,7 +91,7 @@ async fn tables_are_created_once_and_printed() {
         database.run(statement).await;
     }
     assert_eq!(columns().await, created);
-    assert!(text(&init(&settings, &[]).await).contains("version 2 already"));
+    assert!(text(&init(&settings, &[]).await).contains("version 3 already"));
 }
 
 #[tokio::test]

@@ -21,7 +21,7 @@ pub(crate) async fn insert(database: &MariaDb, user: &str, places: &[(u64, u64)]
         // In another order than the places.
         let offset = at ^ 1;
         format!(
-            "('{user}', {sent}, 'push', 0, {offset}, 5, 4, 'lobby', '{at}', {ms}, 0, 'not-online', {ms}, {number})"
+            "('{user}', {sent}, 'push', 0, {offset}, 5, 4, 'lobby', '{at}', {ms}, 0, 'not-online', {ms}, {number}, 0, 0)"
         )
     };
     for (chunk, some) in places.chunks(5_000).enumerate() {
@@ -71,7 +71,7 @@ async fn pages_follow_one_order_in_both_directions() {
     let between = page(at((9, 10)), at((10, 1)), 9, false).await;
     assert_eq!(between, [(9, 10), (9, u64::MAX), (10, 0), (10, 1)]);
     let range = OlderRange { from: None, to: None, limit: 9, backwards: false };
-    assert_eq!(archive.page(&"nobody".into(), &range).await.expect("answers"), []);
+    assert_eq!(archive.page(&UserId::from("nobody"), &range).await.expect("answers"), []);
     // Not by sorting all that a user has.
     let plan = "EXPLAIN SELECT body FROM halley_inbox FORCE INDEX (inbox_order) WHERE user = 'ann' AND inbox_ms >= 9 \
                 AND (inbox_ms > 9 OR inbox_number >= 1) ORDER BY inbox_ms, inbox_number LIMIT 5";

@@ -32,11 +32,13 @@ mod compiling;
 pub mod everything;
 pub mod excuses;
 pub mod gateways;
+mod histories;
 pub mod network;
 pub mod policies;
 pub mod returning;
 pub mod scaling;
 pub mod servers;
+mod store;
 pub mod topics;
 pub mod world;
 

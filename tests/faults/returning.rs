@@ -1,4 +1,5 @@
-//! Users who leave and return under load, while gateways are killed, comets die and Redis is restarted: what
+//! Users who leave and return under load, while gateways are killed, comets die and Redis is restarted or fails
+//! over: what
 //! is decided for a user is delivered live or in the inbox and, with the archive, in MySQL, and two devices
 //! with cursors of their own replay all of it, in order.
 
@@ -14,6 +15,7 @@ use sqlx::Row as _;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
+use super::store::Store;
 use super::world::dead_letters;
 use super::{seeded, some_time};
 use crate::archive;
@@ -23,6 +25,7 @@ use crate::support::history::{SentMessage, UserHistory, UserReport};
 use crate::support::kafka::kafka;
 use crate::support::mariadb::MariaDb;
 use crate::support::redis::Redis;
+use crate::support::redis_sentinel::RedisSentinel;
 use crate::support::{PATIENCE, eventually, free_port, print_uncaptured};
 
 in_each_mode!(users_who_come_and_go_miss_nothing, serves => coming_and_going(serves, 12, Duration::from_secs(8)));
@@ -34,7 +37,7 @@ const PAGE: u32 = 50;
 struct Coming {
     topic: String,
     comets: Vec<FakeComet>,
-    redis: tokio::sync::Mutex<Redis>,
+    redis: tokio::sync::Mutex<Store>,
     /// Of the archive, if there is one.
     database: Option<MariaDb>,
     api: String,
@@ -44,16 +47,26 @@ struct Coming {
     stop: CancellationToken,
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn users_who_come_and_go_while_redis_fails_over_miss_nothing() {
+    let store = Store::FailedOver(RedisSentinel::start().await);
+    coming_and_going_with(store, Serves::Calls, 6, Duration::from_secs(6)).await;
+}
+
 /// Users come and go, and faults happen, for this long. Then everything is checked.
 pub async fn coming_and_going(serves: Serves, users: usize, lasts: Duration) {
+    let redis = Redis::start_keeping().await;
+    if redis.can_stop("users who come and go") {
+        coming_and_going_with(Store::Restarted(redis), serves, users, lasts).await;
+    }
+}
+
+async fn coming_and_going_with(store: Store, serves: Serves, users: usize, lasts: Duration) {
     let mut random = seeded("coming and going");
     let topic = kafka().topic("coming", 4).await;
     kafka().create_topic(&dead_letters(&topic), 1).await;
-    let (api, redis) = (format!("127.0.0.1:{}", free_port()), Redis::start_keeping().await);
-    if !redis.can_stop("users who come and go") {
-        return;
-    }
-    let mut settings = settings(&topic, &redis, &api).set("kafka", "instance_id", quoted("gateway-0"));
+    let api = format!("127.0.0.1:{}", free_port());
+    let mut settings = settings(&topic, &store.url(), &api).set("kafka", "instance_id", quoted("gateway-0"));
     let database = match serves {
         // Once is enough.
         Serves::Calls => None,
@@ -69,7 +82,7 @@ pub async fn coming_and_going(serves: Serves, users: usize, lasts: Duration) {
     let world = Coming {
         topic,
         comets: vec![one, other],
-        redis: tokio::sync::Mutex::new(redis),
+        redis: tokio::sync::Mutex::new(store),
         database,
         api,
         users: (0..users).map(|user| format!("user-{user}")).collect(),
@@ -108,9 +121,9 @@ async fn archiving(settings: Gateway, topic: &str, database: &MariaDb) -> Gatewa
     settings
 }
 
-fn settings(topic: &str, redis: &Redis, api: &str) -> Gateway {
+fn settings(topic: &str, redis: &str, api: &str) -> Gateway {
     gateway(topic)
-        .redis(redis)
+        .set("redis", "url", quoted(redis))
         .set("routing", "push_keys", quoted("users"))
         .set("api", "listen", quoted(api))
         .set("kafka", "commit_interval", quoted("100ms"))
@@ -149,11 +162,7 @@ impl Coming {
             phone.replay(&self.api).await;
             self.returns.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(some_time(&mut random, Duration::from_millis(300))).await;
-            {
-                let redis = self.redis.lock().await;
-                redis.offline(user).await;
-                redis.leave(&room, &connection).await;
-            }
+            self.redis.lock().await.leave(&room, &connection, user).await;
             tokio::time::sleep(some_time(&mut random, Duration::from_millis(300))).await;
         }
         phone
@@ -168,7 +177,9 @@ impl Coming {
         mut random: fastrand::Rng,
     ) {
         let until = Instant::now() + lasts;
-        while Instant::now() < until {
+        let mut failures = 0;
+        // Redis fails at least once.
+        while Instant::now() < until || failures == 0 {
             tokio::time::sleep(some_time(&mut random, Duration::from_secs(1))).await;
             match random.usize(..4) {
                 0 => {
@@ -186,10 +197,9 @@ impl Coming {
                     comet.restart().await;
                 }
                 _ => {
-                    let mut redis = self.redis.lock().await;
-                    redis.stop();
-                    tokio::time::sleep(some_time(&mut random, Duration::from_secs(1))).await;
-                    redis.restart().await;
+                    let away = some_time(&mut random, Duration::from_secs(1));
+                    self.redis.lock().await.fail(away).await;
+                    failures += 1;
                 }
             }
         }
@@ -212,7 +222,7 @@ impl Coming {
         }
         let redis = self.redis.lock().await;
         for user in &self.users {
-            history.inbox.insert(user.clone(), inbox(&redis, user).await);
+            history.inbox.insert(user.clone(), redis.ids(&format!("halley:inbox:{user}")).await);
         }
         for call in self.comets.iter().flat_map(FakeComet::calls).filter(|call| !call.refused) {
             let To::Keys(connections) = &call.to else { panic!("{call:?}") };
@@ -249,12 +259,6 @@ impl Coming {
         }
         archived
     }
-}
-
-async fn inbox(redis: &Redis, user: &str) -> Vec<String> {
-    let entries = redis.stream(&format!("halley:inbox:{user}")).await;
-    let id = |entry: Vec<(String, Vec<u8>)>| entry.into_iter().find(|(name, _)| name == "id");
-    entries.into_iter().filter_map(id).map(|(_, id)| String::from_utf8_lossy(&id).into_owned()).collect()
 }
 
 /// A device with its own cursor.
@@ -340,11 +344,11 @@ async fn client(api: &str) -> Result<InboxClient<Channel>, tonic::Status> {
 async fn a_replay_that_is_followed_survives_its_gateway() {
     const MESSAGES: usize = 300;
     let topic = kafka().topic("followed", 2).await;
-    let redis = Redis::start().await;
+    let store = Store::Restarted(Redis::start().await);
     let apis = [(); 2].map(|()| format!("127.0.0.1:{}", free_port()));
-    let first = settings(&topic, &redis, &apis[0]).start().await;
+    let first = settings(&topic, &store.url(), &apis[0]).start().await;
     let group = first.group().to_owned();
-    let second = settings(&topic, &redis, &apis[1]).group(&group).start().await;
+    let second = settings(&topic, &store.url(), &apis[1]).group(&group).start().await;
     let mut history = UserHistory { interrupted: true, ..UserHistory::default() };
     let load = async {
         let mut decided = Vec::new();
@@ -372,7 +376,7 @@ async fn a_replay_that_is_followed_survives_its_gateway() {
     let (decided, phone) = tokio::join!(load, follow);
     second.wait_until_settled(&topic).await;
     history.decided.insert("ann".to_owned(), decided);
-    history.inbox.insert("ann".to_owned(), inbox(&redis, "ann").await);
+    history.inbox.insert("ann".to_owned(), store.ids("halley:inbox:ann").await);
     history.replayed.insert(("ann".to_owned(), "phone".to_owned()), phone.got);
     let report = history.check();
     report.assert_exactly_once_in_order();

@@ -107,6 +107,29 @@ async fn absent_members_cost_nothing_where_they_read_the_history() {
 }
 
 #[tokio::test]
+async fn a_rooms_history_is_held_to_its_size() {
+    let (redis, comet) = (Redis::start().await, FakeComet::start().await);
+    let (topic, settings) = with_api("history-bytes", &redis).await;
+    redis.join("im_1", "conn_1", "ann", comet.address()).await;
+    let settings = settings.set("history", "rooms", r#"["im_*"]"#);
+    let gateway = settings.set("history", "max_bytes_per_room", quoted("64KiB")).start().await;
+    let api = api_of(&gateway).await;
+    for number in 0..100 {
+        let body = format!("{number}{}", " ".repeat(5_000));
+        kafka().produce_room(&topic, "im_1", body).await;
+    }
+    gateway.wait_until_settled(&topic).await;
+    assert_eq!(comet.count(), 100);
+    let usage = redis::cmd("MEMORY").arg(&["USAGE", "halley:history:im_1", "SAMPLES", "0"]).to_owned();
+    let bytes: u64 = redis.run(usage).await;
+    assert!(bytes <= 64 << 10, "{bytes}");
+    let page = call(&api, "GET", "/v1/history/im_1?limit=500", None).await.json();
+    let kept: Vec<String> = bodies(&page).iter().map(|body| body.trim().to_owned()).collect();
+    assert!(kept.len() >= 6, "{kept:?}");
+    assert_eq!((kept.clone(), &page["truncated"]), (numbers(100 - kept.len()..100), &json!(true)));
+}
+
+#[tokio::test]
 async fn a_redis_without_memory_holds_the_rooms_messages_and_says_so() {
     let (redis, comet) = (Redis::start().await, FakeComet::start().await);
     let (topic, settings) = with_api("history-full", &redis).await;

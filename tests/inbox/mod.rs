@@ -7,6 +7,7 @@ mod hand_over;
 mod history;
 mod http;
 mod on_return;
+mod references;
 mod returning;
 
 use serde_json::Value;

@@ -6,6 +6,7 @@ mod archive;
 mod idle;
 mod long;
 mod memory;
+mod routes;
 mod sizes;
 mod throughput;
 

@@ -25,6 +25,11 @@ pub struct MariaDb {
 impl MariaDb {
     /// Starts a server, and waits until it answers. `None` where MariaDB cannot be had; prints that.
     pub async fn start(story: &str) -> Option<Self> {
+        Self::start_with(story, &[]).await
+    }
+
+    /// The same with additional arguments, or with a file of options, which a restart reads again.
+    pub async fn start_with(story: &str, more: &[String]) -> Option<Self> {
         let output = Command::new("sh").arg(repository("tests/support/fetch-mariadb.sh")).output();
         let output = output.expect("sh");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -45,8 +50,11 @@ impl MariaDb {
         std::fs::write(&init, USERS).expect("a temporary file can be written");
         let port = free_port();
         let path = |name: &str| folder.path().join(name).display().to_string();
-        let args = [
-            "--no-defaults".to_owned(),
+        let (files, more): (Vec<_>, Vec<_>) =
+            more.iter().cloned().partition(|argument| argument.starts_with("--defaults-file="));
+        let defaults = files.into_iter().next().unwrap_or_else(|| "--no-defaults".to_owned());
+        let mut args = vec![
+            defaults,
             format!("--basedir={base}"),
             format!("--datadir={}", own.display()),
             format!("--init-file={}", init.display()),
@@ -61,6 +69,7 @@ impl MariaDb {
             // Not strict: what would be shortened silently must be found nevertheless.
             "--sql-mode=".to_owned(),
         ];
+        args.extend(more);
         let libraries = format!("{base}/lib/x86_64-linux-gnu:{base}/lib/aarch64-linux-gnu");
         let environment = [("LD_LIBRARY_PATH".to_owned(), libraries)];
         let environment = if base == "/usr" { &[][..] } else { &environment };
@@ -88,13 +97,27 @@ impl MariaDb {
 
     /// For `[archive] url`.
     pub fn url(&self) -> String {
-        format!("mysql://halley:s%40%2Fcret@127.0.0.1:{}/halley", self.port)
+        self.url_at("127.0.0.1", "")
+    }
+
+    /// The same with another name of the host, and with properties of the connection.
+    pub fn url_at(&self, host: &str, properties: &str) -> String {
+        format!("mysql://halley:s%40%2Fcret@{host}:{}/halley{properties}", self.port)
     }
 
     /// Runs a statement as an administrator of the server.
     pub async fn run(&self, statement: &str) {
         let mut connection = self.admin().await.expect("the server answers");
         sqlx::query(AssertSqlSafe(statement.to_owned())).execute(&mut connection).await.expect(statement);
+    }
+
+    /// The same if the server may refuse it.
+    ///
+    /// # Errors
+    /// If it does.
+    pub async fn try_run(&self, statement: &str) -> sqlx::Result<()> {
+        let mut connection = self.admin().await?;
+        sqlx::query(AssertSqlSafe(statement.to_owned())).execute(&mut connection).await.map(drop)
     }
 
     /// The rows of a query.

@@ -100,7 +100,10 @@ impl Redis {
                     server.as_ref().map(ChildProcess::log).unwrap_or_default()
                 );
             }
-            client.get_multiplexed_async_connection().await.ok()
+            let mut connection = client.get_multiplexed_async_connection().await.ok()?;
+            // While it loads its data, it accepts connections and refuses commands.
+            redis::cmd("PING").query_async::<()>(&mut connection).await.ok()?;
+            Some(connection)
         });
         self.connection = Some(connection.await);
     }

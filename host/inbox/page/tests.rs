@@ -19,6 +19,7 @@ fn message(ms: u64, lifetime: i64) -> StoredMessage {
         sent_ms: 0,
         expires_ms: ms as i64 + lifetime,
         cause: None,
+        reference: None,
     }
 }
 

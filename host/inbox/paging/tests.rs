@@ -20,6 +20,8 @@ struct World {
     overdue: usize,
     /// The other store has those before this one. `None`: it cannot be read.
     archived: Option<usize>,
+    /// The other store has dropped those before this one.
+    dropped: usize,
     /// The size of a reply of the stream.
     reply: usize,
 }
@@ -40,6 +42,7 @@ impl World {
                 false => NOW + 1,
             },
             cause: None,
+            reference: None,
         }
     }
 
@@ -74,7 +77,12 @@ impl World {
                     let OlderRange { from, to, limit, backwards } = range;
                     let high = |at: Position| to.is_none_or(|to| at <= to);
                     let rows = self.archived.map(|archived| {
-                        let found = self.range(0..archived, (from, high), backwards, usize::MAX);
+                        let found = self.range(
+                            self.dropped.min(archived)..archived,
+                            (from, high),
+                            backwards,
+                            usize::MAX,
+                        );
                         let is_kept = |index: &usize| !self.stored[*index].1;
                         let row = |index: usize| {
                             let never = StoredMessage { expires_ms: i64::MAX, ..self.message(index) };
@@ -84,6 +92,7 @@ impl World {
                     });
                     paging.take_older(&range, rows.ok_or(OlderUnavailable("down")));
                 }
+                Step::Dropped => paging.take_dropped(Ok((self.dropped > 0).then(|| self.stored[0].0.ms))),
                 Step::Done => break,
             }
         }
@@ -139,7 +148,7 @@ prop_compose! {
         let overdue = part(cuts.1, trimmed);
         // The archive has what the stream lacks, and perhaps more.
         let archived = Some(part(cuts.2, overdue.max(trimmed)).max(1));
-        World { stored, trimmed, overdue, archived, reply }
+        World { stored, trimmed, overdue, archived, dropped: 0, reply }
     }
 }
 
@@ -196,6 +205,31 @@ proptest! {
     }
 
     #[test]
+    fn what_the_archive_has_dropped_is_told(world in worlds(), limit in 1_usize..20, dropped: prop::sample::Index, from: prop::sample::Index) {
+        prop_assume!(world.has_caught_up());
+        let seam = world.overdue.max(world.trimmed);
+        // Places of the same millisecond are not told apart.
+        prop_assume!(seam > 0 && world.stored.get(seam).is_none_or(|(at, _)| at.ms > world.stored[0].0.ms));
+        let world = World { dropped: 1 + dropped.index(seam), ..world };
+        let expected = world.unexpired(world.dropped..world.stored.len());
+        for backwards in [false, true] {
+            let (mut seen, truncated) = world.pages(PageQuery { backwards, ..limited(limit) }, true);
+            if backwards {
+                seen.reverse();
+            }
+            prop_assert_eq!(&seen, &expected);
+            prop_assert!(truncated > 0);
+        }
+        // After a place that is kept, nothing is missing.
+        let from = from.index(world.stored.len());
+        prop_assume!(from >= world.dropped && !world.stored[from].1);
+        let query = PageQuery { after: Some(Cursor::At(world.stored[from].0)), ..limited(limit) };
+        let (seen, truncated) = world.pages(query, true);
+        prop_assert_eq!(seen, world.unexpired(from + 1..world.stored.len()));
+        prop_assert_eq!(truncated, 0);
+    }
+
+    #[test]
     fn without_the_archive_pages_are_those_of_the_stream(world in worlds(), limit in 1_usize..20, backwards: bool) {
         let world = World { archived: None, ..world };
         let seam = world.overdue.max(world.trimmed);
@@ -220,7 +254,7 @@ fn an_entry_of_a_full_stream_costs_no_look_elsewhere() {
     let stored: Vec<_> = (1..=5).map(|ms| (Position { ms, number: 0 }, false)).collect();
     let mut paging =
         Paging::new(PageQuery { after: Some(Cursor::At(stored[1].0)), ..limited(9) }, NOW, RETENTION, true);
-    let world = World { stored, trimmed: 1, overdue: 0, archived: None, reply: 9 };
+    let world = World { stored, trimmed: 1, overdue: 0, archived: None, dropped: 0, reply: 9 };
     let entries = (1..5).map(|index| (world.stored[index].0, Some(world.message(index)))).collect();
     assert!(matches!(paging.next(), Step::Stream(_)));
     paging.take_stream(entries, true);
@@ -232,7 +266,7 @@ fn an_entry_of_a_full_stream_costs_no_look_elsewhere() {
 #[test]
 fn a_new_inbox_is_complete_before_its_messages_are_archived() {
     let stored: Vec<_> = (1..=5).map(|ms| (Position { ms, number: 0 }, false)).collect();
-    let world = World { stored, trimmed: 0, overdue: 0, archived: Some(0), reply: 9 };
+    let world = World { stored, trimmed: 0, overdue: 0, archived: Some(0), dropped: 0, reply: 9 };
     for backwards in [false, true] {
         let page = world.page(PageQuery { backwards, ..limited(9) }, true);
         assert_eq!((page.entries.len(), page.truncated, page.warning), (5, false, None));

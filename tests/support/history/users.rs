@@ -5,7 +5,8 @@
 //! each message once, in order; with the archive, MySQL has what the inboxes have. What a device was shown
 //! (live, then replayed from its own cursor, repeats dropped by id) is complete, and its replays are in order.
 //! After an interruption a record may be stored again under the same id: readers drop it. A message that was
-//! delivered live and is stored as well, because its record was delivered again, is exempt from the order.
+//! delivered live and is stored as well, because its record was delivered again, is exempt from the order,
+//! and need not be in the archive.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -99,7 +100,10 @@ impl UserHistory {
             report.twice.extend(twice.iter().map(named));
             report.reordered.extend(late.iter().filter(is_new).map(named));
             let has: BTreeSet<&String> = archived.iter().collect();
-            report.not_archived.extend(stored.iter().filter(|id| !has.contains(*id)).map(|id| named(id)));
+            // A gateway that is killed before it archives may deliver the message live the next time.
+            let is_exempt = |id: &&String| self.interrupted && !is_new(id);
+            let missing = stored.iter().copied().filter(|id| !has.contains(*id) && !is_exempt(id));
+            report.not_archived.extend(missing.map(named));
         }
         for ((_, device), replayed) in self.replayed.iter().filter(|((owner, _), _)| owner == user) {
             let InOrder { twice, late } = in_order(replayed, places);
@@ -205,6 +209,10 @@ mod tests {
         assert_eq!(UserHistory { interrupted: true, ..twice }.check().twice, []);
         let archived = |text| UserHistory { archived: Some(ann(text)), interrupted: true, ..good() }.check();
         assert_eq!(archived("2").not_archived, message("3"));
+        let live = |interrupted| {
+            UserHistory { live: ann("1 3 5"), archived: Some(ann("2")), interrupted, ..good() }.check()
+        };
+        assert_eq!((live(true).not_archived, live(false).not_archived), (vec![], message("3")));
         assert_eq!(archived("2 3 3").twice, message("3"), "the archive has a key");
         assert_eq!(archived("3 2").reordered, message("2"));
     }
