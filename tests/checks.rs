@@ -333,14 +333,17 @@ async fn connecting_names_every_planted_mistake() {
         assert!(is_named, "{subject}: {expected}: {found:#?}");
     }
     assert!(!format!("{found:?}").contains("hunter2"), "no password is told: {found:#?}");
+}
 
-    // What would prevent a start needs no connection to be found.
-    let mixed = gateway(&topic).set("api.tls", "certificate", file("soon.pem")).set(
-        "api.tls",
-        "key",
-        file("long.key"),
-    );
-    let (code, said) = check(&mixed.toml(), &[], &[]);
+#[test]
+fn a_key_of_another_certificate_is_a_mistake_without_connecting() {
+    let files = folder("mixed");
+    let authority = Certificate::authority("comets");
+    authority.issue("halley", VALID).write(files.path(), "one");
+    authority.issue("halley", VALID).write(files.path(), "other");
+    let file = |name: &str| quoted(&files.path().join(name).display().to_string());
+    let toml = format!("[api.tls]\ncertificate = {}\nkey = {}\n", file("one.pem"), file("other.key"));
+    let (code, said) = check(&toml, &[], &[]);
     assert!(code == Some(2) && said.contains("the key does not belong to the certificate"), "{said}");
 }
 

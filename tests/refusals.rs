@@ -112,6 +112,32 @@ fn login(settings: Gateway, password: &str) -> Gateway {
     settings.set("kafka", "properties", properties)
 }
 
+/// What `check --connect` says about a subject, in lower case.
+fn about(found: &[(String, bool, String)], subject: &str) -> (bool, String) {
+    let found = found.iter().find(|(about, ..)| about.starts_with(subject));
+    found.map(|(_, ok, text)| (*ok, text.to_lowercase())).unwrap_or_else(|| panic!("nothing about {subject}"))
+}
+
+/// Grants everything but reading the topic and writing dead letters, which `check` names.
+async fn reading_is_not_writing(kafka: &Kafka, settings: &Gateway, topic: &str, dead: &str) {
+    kafka.grant_operation("topic", dead, "Describe").await;
+    kafka.grant_operation("topic", dead, "Read").await;
+    kafka.grant_operation("topic", topic, "Describe").await;
+    let wanted = [
+        (format!("dead-letter topic {dead}"), "not authorized to write it; grant the gateway's user write"),
+        (format!("topic {topic}"), "not authorized to read it; grant the gateway's user read"),
+    ];
+    eventually("check to name what is missing", PATIENCE, async || {
+        let (_, found) = connect(settings.clone()).await;
+        let is_named = |(subject, text): &(String, &str)| {
+            let (ok, said) = about(&found, subject);
+            !ok && said.contains(text)
+        };
+        wanted.iter().all(is_named).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn denied_kafka_permissions_are_named_until_granted() {
     let Some((kafka, secured)) = Kafka::own_secured().await else { return };
@@ -125,12 +151,6 @@ async fn denied_kafka_permissions_are_named_until_granted() {
     let plain =
         gateway(&topic).kafka(&kafka).set("kafka", "brokers", quoted(&secured)).group(&group).node(&comet);
     let settings = login(plain.clone(), PASSWORD);
-    let about = |found: &[(String, bool, String)], subject: &str| {
-        let found = found.iter().find(|(about, ..)| about.starts_with(subject));
-        found
-            .map(|(_, ok, text)| (*ok, text.to_lowercase()))
-            .unwrap_or_else(|| panic!("nothing about {subject}"))
-    };
 
     for (wrong, word) in
         [(plain, "security.protocol"), (login(settings.clone(), "another"), "SASL authentication error")]
@@ -152,23 +172,7 @@ async fn denied_kafka_permissions_are_named_until_granted() {
         assert!(!ok && named, "{subject}: {text}");
     }
     readiness(&gateway, &["not authorized for", "grant the gateway's user READ"]).await;
-    // Reading is not writing.
-    kafka.grant_operation("topic", &dead, "Describe").await;
-    kafka.grant_operation("topic", &dead, "Read").await;
-    kafka.grant_operation("topic", &topic, "Describe").await;
-    let wanted = [
-        (format!("dead-letter topic {dead}"), "not authorized to write it; grant the gateway's user write"),
-        (format!("topic {topic}"), "not authorized to read it; grant the gateway's user read"),
-    ];
-    eventually("check to name what is missing", PATIENCE, async || {
-        let (_, found) = connect(settings.clone()).await;
-        let is_named = |(subject, text): &(String, &str)| {
-            let (ok, said) = about(&found, subject);
-            !ok && said.contains(text)
-        };
-        wanted.iter().all(is_named).then_some(())
-    })
-    .await;
+    reading_is_not_writing(&kafka, &settings, &topic, &dead).await;
     for topic in [&topic, &dead, &notify] {
         kafka.grant(Right::Topic(topic)).await;
     }

@@ -45,17 +45,7 @@ async fn published_plugins_are_fetched_verified_and_accepted() {
     assert!(reference.starts_with(&format!("{tagged}@sha256:")), "{said}");
     assert!(said.contains("signed as version 7 of `p`"), "{said}");
     assert_eq!(succeeded(&halley(&login, &publish)), said, "the same content has the same digest");
-    let annotations = registry.manifest("team/policy", "1.0").await["annotations"].clone();
-    for (name, value) in [
-        ("org.opencontainers.image.title", "p"),
-        ("org.opencontainers.image.version", "7"),
-        ("halley.name", "p"),
-        ("halley.version", "7"),
-        ("halley.hooks", "filter,lifecycle"),
-    ] {
-        assert_eq!(annotations[name], value, "{annotations}");
-    }
-    assert!(annotations["halley.contract"].as_str().is_some_and(|contract| contract.starts_with("0.")));
+    the_manifest_says_what_it_is(&registry).await;
 
     // A gateway that requires signatures accepts exactly this reference.
     let config = files.path().join("halley.toml");
@@ -99,6 +89,21 @@ async fn published_plugins_are_fetched_verified_and_accepted() {
     let why = failed(&halley(&login, &["plugin", "fetch", &tagged, "-o", &text(&gone)]));
     assert!(why.contains("igest") && !gone.exists(), "{why}");
     failed(&verify(&tagged, &["--key", &key]));
+}
+
+/// For version 7 of `p`.
+async fn the_manifest_says_what_it_is(registry: &Registry) {
+    let annotations = registry.manifest("team/policy", "1.0").await["annotations"].clone();
+    for (name, value) in [
+        ("org.opencontainers.image.title", "p"),
+        ("org.opencontainers.image.version", "7"),
+        ("halley.name", "p"),
+        ("halley.version", "7"),
+        ("halley.hooks", "filter,lifecycle"),
+    ] {
+        assert_eq!(annotations[name], value, "{annotations}");
+    }
+    assert!(annotations["halley.contract"].as_str().is_some_and(|contract| contract.starts_with("0.")));
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use crate::cli::check::result::CheckResult;
 use crate::config::Config;
 use crate::files;
 use crate::tls::expiry::Validity;
-use crate::tls::pem;
+use crate::tls::{ListenerConfig, pem};
 
 /// Maximum size of a file, in bytes.
 const LONGEST_FILE: u64 = 4 * 1024 * 1024;
@@ -60,13 +60,14 @@ fn of_sections(config: &Config) -> Vec<Configured> {
         file_of(key, certificate.as_deref(), Purpose::Own(Some(private)))
     };
     let trusted = |key, file: &Option<PathBuf>| file_of(key, file.as_deref(), Purpose::Authorities);
+    let clients = |key, tls: &ListenerConfig| tls.certificate.as_ref().and(trusted(key, &tls.client_ca));
     let all = [
         trusted("comets.tls.ca", &comets.ca),
         own(["comets.tls.certificate", "comets.tls.key"], &comets.certificate, &comets.key),
         own(["admin.tls.certificate", "admin.tls.key"], &admin.certificate, &admin.key),
-        trusted("admin.tls.client_ca", &admin.client_ca),
+        clients("admin.tls.client_ca", admin),
         own(["api.tls.certificate", "api.tls.key"], &api.certificate, &api.key),
-        trusted("api.tls.client_ca", &api.client_ca),
+        clients("api.tls.client_ca", api),
     ];
     all.into_iter().flatten().collect()
 }
