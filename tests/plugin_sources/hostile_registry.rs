@@ -47,7 +47,11 @@ impl FakeSite {
             let path = request.uri().to_string();
             let answered = answer(&format!("http://127.0.0.1:{port}"), &path);
             log.lock().push((path, given));
-            async move { answered }
+            async move {
+                // A client that uploads would fail to write otherwise.
+                drop(axum::body::to_bytes(request.into_body(), 64 * MIB).await);
+                answered
+            }
         });
         let mut server = JoinSet::new();
         server.spawn(async move { axum::serve(listener, app).await.expect("it serves") });
