@@ -13,6 +13,7 @@ use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
 use opentelemetry_proto::tonic::trace::v1::Span;
 use parking_lot::Mutex;
 use prost::Message as _;
+use tokio::task::JoinSet;
 
 use super::{PATIENCE, eventually};
 
@@ -45,7 +46,8 @@ struct Received {
 pub struct Collector {
     url: String,
     received: Arc<Received>,
-    server: tokio::task::JoinHandle<()>,
+    /// Ends when it is dropped.
+    _server: JoinSet<()>,
 }
 
 impl Collector {
@@ -56,7 +58,9 @@ impl Collector {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("a bound socket has an address"));
         let serve = async { axum::serve(listener, app).await.expect("it serves until it is dropped") };
-        Self { url, received, server: tokio::spawn(serve) }
+        let mut server = JoinSet::new();
+        server.spawn(serve);
+        Self { url, received, _server: server }
     }
 
     /// Its URL, without a path.
@@ -98,12 +102,6 @@ impl Collector {
             (spans.iter().filter(is_root).count() >= wanted).then_some(spans)
         })
         .await
-    }
-}
-
-impl Drop for Collector {
-    fn drop(&mut self) {
-        self.server.abort();
     }
 }
 
