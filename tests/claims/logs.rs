@@ -35,7 +35,7 @@ async fn a_room_s_id_forges_no_line_of_log_or_explain() {
     for format in ["text", "json"] {
         let args = ["run", "--config", &file, "--log-format", format].map(str::to_owned);
         let folder = tempfile::tempdir_in(log.path()).expect("a folder");
-        let running =
+        let mut running =
             ChildProcess::start(env!("CARGO_BIN_EXE_halley"), &args, folder).expect("the binary starts");
         kafka().produce_room(&topic, ROOM, "hello").await;
         let settled =
@@ -48,7 +48,9 @@ async fn a_room_s_id_forges_no_line_of_log_or_explain() {
         let room =
             if format == "text" { r"room=lobby\n2026-01-01T" } else { r#""room":"lobby\n2026-01-01T"# };
         assert!(line.contains(room) && line.contains(r"\u{1b}[2J") | line.contains(r"\u001b[2J"), "{line}");
+        // A gateway that is killed instead keeps the next one waiting until its session ends.
         running.signal("TERM");
+        assert!(running.wait(PATIENCE).await.is_some_and(|ended| ended.success()), "{}", running.log());
     }
 
     let mut command = Command::new(env!("CARGO_BIN_EXE_halley"));
