@@ -124,7 +124,7 @@ async fn an_inbox_with_references_reads_as_one_with_messages() {
     let partial = page(&api, "").await;
     assert_eq!((of(&partial, "id").len(), &partial["truncated"]), (13, &json!(true)), "{partial}");
     assert_eq!(of(&partial, "id")[0], &ids[0]);
-    let is_missing = |number: usize| number < 4 && number % 2 == 0;
+    let is_missing = |number: usize| number < 4 && number.is_multiple_of(2);
     let missing: Vec<_> = of(&partial, "missing").into_iter().map(|missing| missing == true).collect();
     assert_eq!(missing, (0..13).map(is_missing).collect::<Vec<_>>());
     let expected: Vec<String> =
