@@ -332,7 +332,7 @@ async fn connecting_names_every_planted_mistake() {
         let is_named = about.is_some_and(|(_, is_ok, text)| *is_ok == ok && text.contains(expected));
         assert!(is_named, "{subject}: {expected}: {found:#?}");
     }
-    assert!(!format!("{found:?}").contains("hunter2"), "no password is told: {found:#?}");
+    assert!(!format!("{found:?}").contains("hunter2"), "no password is shown: {found:#?}");
 }
 
 #[test]

@@ -103,9 +103,9 @@ async fn hash(gateway: &RunningGateway) -> String {
 
 /// As a deployment does it: written next to the file, then renamed.
 fn replace(path: &Path, with: &str) {
-    let beside = path.with_extension("new");
-    std::fs::copy(repository(with), &beside).expect("`make plugins` has built it");
-    std::fs::rename(beside, path).expect("writable folder");
+    let temporary = path.with_extension("new");
+    std::fs::copy(repository(with), &temporary).expect("`make plugins` has built it");
+    std::fs::rename(temporary, path).expect("writable folder");
 }
 
 fn text(path: &Path) -> String {

@@ -1,6 +1,6 @@
 //! Day partitions of the archive's tables: made ahead, and dropped when the last message in them is
 //! older than the retention. Dropping a partition costs the same however many rows it has. Before that,
-//! it is noted whose messages it has: readers of the oldest are told that something before is gone.
+//! it is noted whose messages it has: pages from the oldest say that something before is gone.
 //!
 //! A partition is named after its day and holds what was sent before the next one. The first
 //! partition also holds everything older, and the last one, `later`, everything newer than the days

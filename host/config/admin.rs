@@ -142,7 +142,7 @@ impl Config {
             return Vec::new();
         }
         vec![
-            "`admin.listen` is reached by other machines without TLS: tokens travel in the clear, and whoever reads one may use it; set `admin.tls.certificate` and `admin.tls.key`, or let a mesh encrypt".to_owned(),
+            "`admin.listen` is reached by other machines without TLS: tokens travel in the clear, and anyone who reads one can use it; set `admin.tls.certificate` and `admin.tls.key`, or let a mesh encrypt".to_owned(),
         ]
     }
 

@@ -1,8 +1,8 @@
 //! Reads inboxes in Redis, keeps what devices have acknowledged, and erases inboxes.
 //!
 //! Next to each stream there is a sorted set `<prefix>inbox-positions:{user}`: a member for each device,
-//! whose score is the place up to which it has acknowledged. `ZADD GT` moves it forward only, whoever
-//! else moves it. It expires with the entries that it speaks of. Each command has one key, so a cluster
+//! whose score is the place up to which it has acknowledged. `ZADD GT` moves it forward only, even if
+//! several clients move it. It expires with the entries that it speaks of. Each command has one key, so a cluster
 //! may spread them.
 
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The certificate that a server shows, whoever it is.
+//! The certificate that a server shows, valid or not.
 
 use std::pin::Pin;
 

@@ -211,7 +211,7 @@ async fn pages_of_a_history_go_on_in_the_archive() {
     assert_eq!(database.number(archived).await, 50, "once each");
 }
 
-/// Days of an archive are dropped when it starts; who reads from the oldest is told, and nobody else.
+/// Days of an archive are dropped when it starts; pages from the oldest say so, and no others.
 #[tokio::test]
 async fn what_the_archives_retention_has_dropped_is_told() {
     let Some(database) = MariaDb::start("what_the_archives_retention_has_dropped_is_told").await else {
@@ -272,7 +272,7 @@ async fn what_the_archives_retention_has_dropped_is_told() {
     let next = newest["next"].as_str().expect("a cursor");
     assert_eq!(page(&api, "/v1/history/im_2", &format!("after={next}")).await["truncated"], false);
     send(&api, "DELETE", "/v1/inbox/bob", &[], b"").await.expect("an answer");
-    assert_eq!(page(&api, "/v1/inbox/bob", "").await["truncated"], false, "an erased user begins anew");
+    assert_eq!(page(&api, "/v1/inbox/bob", "").await["truncated"], false, "an erased user starts over");
 }
 
 fn now_ms() -> i64 {
