@@ -19,7 +19,7 @@ impl TraceMetadata {
     pub(super) fn of(context: TraceContext<'_>) -> Option<Self> {
         let value = |bytes: &bytes::Bytes| {
             let mut value = HeaderValue::from_maybe_shared(bytes.clone()).ok()?;
-            // Keeps it out of HPACK's table: it is another one in each call.
+            // Keeps it out of HPACK's table: it differs in each call.
             value.set_sensitive(true);
             Some(value)
         };

@@ -15,6 +15,7 @@ use rdkafka::client::{Client, ClientContext};
 use rdkafka::error::RDKafkaErrorCode;
 
 use crate::kafka::admin_request::AdminRequest;
+use crate::kafka::topic_ids::described;
 
 /// The operations on a topic that this client is allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,16 +66,7 @@ impl TopicRights {
 unsafe fn read_event(event: *mut native::rd_kafka_event_t) -> Option<TopicRights> {
     // SAFETY: the caller's; all pointers are into the event, and live as long as it.
     unsafe {
-        let result = native::rd_kafka_event_DescribeTopics_result(event);
-        if result.is_null() {
-            return None;
-        }
-        let mut count = 0;
-        let described = native::rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
-        if count == 0 {
-            return None;
-        }
-        let topic = *described;
+        let topic = described(event)?.next()?;
         let error = native::rd_kafka_error_code(native::rd_kafka_TopicDescription_error(topic));
         if RDKafkaErrorCode::from(error) != RDKafkaErrorCode::NoError {
             return None;

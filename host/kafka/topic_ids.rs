@@ -91,6 +91,17 @@ impl<'a> DescribeTopics<'a> {
 /// # Safety
 /// The event is a valid one.
 unsafe fn read_event(event: *mut native::rd_kafka_event_t) -> Option<Topics> {
+    // SAFETY: the caller's.
+    unsafe { Some(described(event)?.map(|topic| read_topic(topic)).collect()) }
+}
+
+/// The topics that the event of a DescribeTopics request describes; `None` if it is another event.
+///
+/// # Safety
+/// The event is a valid one, and outlives the pointers.
+pub(super) unsafe fn described(
+    event: *mut native::rd_kafka_event_t,
+) -> Option<impl Iterator<Item = *const native::rd_kafka_TopicDescription_t>> {
     // SAFETY: the caller's; all pointers are into the event, and live as long as it.
     unsafe {
         let result = native::rd_kafka_event_DescribeTopics_result(event);
@@ -98,9 +109,8 @@ unsafe fn read_event(event: *mut native::rd_kafka_event_t) -> Option<Topics> {
             return None;
         }
         let mut count = 0;
-        let described = native::rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
-        let topics = (0..count).map(|at| read_topic(*described.add(at)));
-        Some(topics.collect())
+        let topics = native::rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
+        Some((0..count).map(move |at| *topics.add(at)))
     }
 }
 

@@ -37,7 +37,7 @@ const LONGEST: Duration = Duration::from_secs(3600);
 const MOST_MESSAGES: f64 = 50e6;
 /// Who comes and goes, at most.
 const GUESTS: usize = 200;
-/// What was registered expires so long after the end of a run that was killed.
+/// How long after the planned end of a run its registrations expire, if it was killed.
 const LEFT_OVERS: Duration = Duration::from_secs(120);
 /// How long nothing may arrive at the end before the rest counts as lost.
 const QUIET: Duration = Duration::from_millis(50);
