@@ -33,8 +33,9 @@ impl ArchiveTopic {
         Self { producer, topic: topic.into(), metrics, in_flight: Arc::new(Semaphore::new(KIBIBYTES)) }
     }
 
-    /// Appends a message with users for whom it was stored, and its trace context: one record. Their inboxes have it, or refer
-    /// to this place in the history of its room. Returns after all in-sync replicas have the record.
+    /// Appends a message with users for whom it was stored, and its trace context: one record. Their
+    /// inboxes have it, or refer to this place in the history of its room. Returns after all in-sync
+    /// replicas have the record.
     ///
     /// # Errors
     /// If the brokers did not confirm it. [`WriteError::refusal`] tells whether the topic will never

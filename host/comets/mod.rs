@@ -14,8 +14,9 @@
 //! - `order`, `breaker`, `retry`, `capacity`: pure kernels. `hold`: the order of messages that were
 //!   given up. `pending`: bytes over all comets.
 //!   `shortage`: files and ports that this process lacks.
-//! - `wire`: the encoding of calls in each dialect. `body`: what calls share of it. `protobuf`: fields of messages. `channel`: how calls are made. `coalesced`: many frames
-//!   in one write. `tls`: who comets have to be.
+//! - `wire`: the encoding of calls in each dialect. `body`: what calls share of it. `protobuf`: fields of
+//!   messages. `channel`: how calls are made. `coalesced`: many frames in one write. `tls`: who comets have
+//!   to be.
 //!
 //! # Promises
 //! - Calls for one room or one connection reach a comet in the order of [`Fleet::send`], one at a

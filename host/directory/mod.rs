@@ -1,8 +1,9 @@
 //! The directory of connections: maps rooms and keys to connections, in batches.
 //!
-//! Comets write the directory; the gateway only reads it ([`Registrations`] is for `halley bench`). [`RedisDirectory`] reads the real one.
-//! [`MemoryDirectory`] replaces it in the demo and in tests and behaves the same (both pass one
-//! contract test suite). [`RouteCache`] caches the routes of rooms until a change is reported.
+//! Comets write the directory; the gateway only reads it ([`Registrations`] is for `halley bench`).
+//! [`RedisDirectory`] reads the real one. [`MemoryDirectory`] replaces it in the demo and in tests and
+//! behaves the same (both pass one contract test suite). [`RouteCache`] caches the routes of rooms until a
+//! change is reported.
 //!
 //! Promises: one result per look-up, in order. Stale members are counted and never fail a look-up. A
 //! room that cannot be read does not fail other look-ups. While the directory cannot be read, the

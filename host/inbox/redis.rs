@@ -27,11 +27,11 @@ const MAX_CLOCK_SKEW_MS: i64 = 3_600_000;
 /// How often the clock skew is logged.
 const CLOCK_WARNING: Duration = Duration::from_secs(60);
 
-/// One stream `<prefix>inbox:{user}` per user, with the fields `id` (message id), `op` (operation),
-/// `room` (if any), `cause` (why the user was not reached), `body` (unchanged), `ts` (when it was sent)
-/// and `expires`, both in milliseconds since 1970. Instead of `body`, an entry may have `at`, the id of the
-/// entry with the message in `<prefix>history:{room}`, and `size`, that of the body. The stream is trimmed to its maximum length (exactly) and age, and expires if nothing
-/// is stored for the maximum retention.
+/// One stream `<prefix>inbox:{user}` per user, with the fields `id` (message id), `op` (operation), `room`
+/// (if any), `cause` (why the user was not reached), `body` (unchanged), `ts` (when it was sent) and
+/// `expires`, both in milliseconds since 1970. Instead of `body`, an entry may have `at`, the id of the entry
+/// with the message in `<prefix>history:{room}`, and `size`, that of the body. The stream is trimmed to its
+/// maximum length (exactly) and age, and expires if nothing is stored for the maximum retention.
 ///
 /// Readers have to skip expired entries and repeated `id`s: an entry whose connection breaks is
 /// appended again. All commands have one key, so a cluster may spread the inboxes. Redis acknowledges

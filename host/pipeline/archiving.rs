@@ -13,9 +13,10 @@ use crate::stalls::StallStage;
 use crate::time::to_record_ms;
 
 impl DeliveryTask {
-    /// Archives a message for the users for whom it was stored, each with the reason (none if it is
-    /// always stored) and the retention that a policy asked for; `positions` are their places in the
-    /// inboxes, which may refer to a place in the history of its room. Returns the users for whom the archive can never have it, and why.
+    /// Archives a message for the users for whom it was stored, each with the reason (none if it is always
+    /// stored) and the retention that a policy asked for; `positions` are their places in the inboxes, which
+    /// may refer to a place in the history of its room. Returns the users for whom the archive can never have
+    /// it, and why.
     pub(super) async fn archive(
         &self,
         message: &Message,

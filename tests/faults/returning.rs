@@ -1,7 +1,6 @@
-//! Users who leave and return under load, while gateways are killed, comets die and Redis is restarted or fails
-//! over: what
-//! is decided for a user is delivered live or in the inbox and, with the archive, in MySQL, and two devices
-//! with cursors of their own replay all of it, in order.
+//! Users who leave and return under load, while gateways are killed, comets die and Redis is restarted or
+//! fails over: what is decided for a user is delivered live or in the inbox and, with the archive, in MySQL,
+//! and two devices with cursors of their own replay all of it, in order.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
