@@ -2,11 +2,12 @@
 
 use std::process::{Command, Output, Stdio};
 
+use crate::support::child_process::ChildProcess;
 use crate::support::comet::FakeComet;
 use crate::support::gateway::{Plugin, gateway, quoted};
 use crate::support::kafka::kafka;
 use crate::support::redis::Redis;
-use crate::support::{folder, repository};
+use crate::support::{PATIENCE, eventually, folder, repository};
 
 fn halley(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_halley")).args(args).output().expect("the binary runs")
@@ -254,6 +255,17 @@ async fn a_benchmark_counts_what_arrives_and_removes_its_users() {
     assert!(count("sent") > 4 && count("received") == 2 * count("sent"), "{report}");
     assert!(report["p50_ms"].as_f64() <= report["p99_ms"].as_f64() && report["p99_ms"].is_f64(), "{report}");
     assert_eq!(kept().await, [""; 0], "its users are gone");
+
+    // So they are when it is stopped.
+    let args = ["bench", "--config", &config, "--duration", "1m"].map(str::to_owned);
+    let mut stopped =
+        ChildProcess::start(env!("CARGO_BIN_EXE_halley"), &args, folder("bench")).expect("the binary starts");
+    let has_users = async || (!kept().await.is_empty()).then_some(());
+    eventually("users of the benchmark", PATIENCE, has_users).await;
+    stopped.signal("TERM");
+    assert!(stopped.wait(PATIENCE).await.is_some(), "{}", stopped.log());
+    assert!(stopped.log().contains("interrupted"), "{}", stopped.log());
+    assert_eq!(kept().await, [""; 0], "{}", stopped.log());
 
     // Not where real users are, unless that is what is wanted.
     kafka().produce_room(&topic, "lobby", "hello").await;

@@ -1,4 +1,4 @@
-//! The signals that stop a daemon.
+//! The signals that stop a daemon, or a command that has to clean up.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +10,18 @@ use tracing::info;
 
 /// A second signal within this time is ignored: some supervisors send two.
 pub(super) const SIGNAL_DEBOUNCE: Duration = Duration::from_secs(1);
+
+/// Waits for SIGINT or SIGTERM: for commands that clean up before they end.
+///
+/// # Errors
+/// If the process may not handle signals.
+pub(super) async fn interrupted() -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        interrupt = tokio::signal::ctrl_c() => interrupt,
+        _ = terminate.recv() => Ok(()),
+    }
+}
 
 /// The signals that stop the process. SIGHUP does not: it has the policies read at once. Tokens, keys
 /// and certificates are read again whenever their files change.

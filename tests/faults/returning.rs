@@ -24,6 +24,7 @@ use crate::support::history::{SentMessage, UserHistory, UserReport};
 use crate::support::kafka::kafka;
 use crate::support::mariadb::MariaDb;
 use crate::support::redis::Redis;
+use crate::support::redis_cluster::RedisCluster;
 use crate::support::redis_sentinel::RedisSentinel;
 use crate::support::{PATIENCE, eventually, free_port, print_uncaptured};
 
@@ -49,6 +50,12 @@ struct Coming {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn users_who_come_and_go_while_redis_fails_over_miss_nothing() {
     let store = Store::FailedOver(RedisSentinel::start().await);
+    coming_and_going_with(store, Serves::Calls, 6, Duration::from_secs(6)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn users_who_come_and_go_while_a_cluster_fails_over_miss_nothing() {
+    let store = Store::Cluster(RedisCluster::start_with_replicas().await);
     coming_and_going_with(store, Serves::Calls, 6, Duration::from_secs(6)).await;
 }
 

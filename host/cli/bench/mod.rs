@@ -25,6 +25,7 @@ use comets::BenchComets;
 use ledger::{Ledger, PREFIX, Totals};
 use load::Sender;
 
+use crate::cli::signals::interrupted;
 use crate::cli::{ConfigArgs, EXIT_FAILURE, EXIT_SUCCESS, block_on, print_json, print_lines, usage};
 use crate::config::Config;
 use crate::directory::{Registration, Registrations};
@@ -194,7 +195,7 @@ async fn bench(args: &Args, config: &Config) -> anyhow::Result<u8> {
     };
     let (done, interrupted) = tokio::select! {
         done = work => (done.map(Some), false),
-        _ = tokio::signal::ctrl_c() => (Ok(None), true),
+        _ = interrupted() => (Ok(None), true),
     };
     let cleaned = clean_up(&registrations, &storage, residents.iter().chain(&guests)).await;
     let (rate, mut problems) = done?.unwrap_or_default();

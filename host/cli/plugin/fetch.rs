@@ -8,6 +8,21 @@ use crate::artifact::{self, FetchedPlugin, RegistryConfig, SignedVersion, Tagged
 use crate::cli::{EXIT_SUCCESS, print, usage};
 use crate::files;
 
+/// How registries may be asked.
+#[derive(Debug, clap::Args)]
+pub(in crate::cli::plugin) struct RegistryArgs {
+    /// A site that the registry may redirect to, or that issues its tokens: as in `[policies.registry]
+    /// trusted_hosts`.
+    #[arg(long, value_name = "HOST")]
+    trusted_host: Vec<String>,
+}
+
+impl From<RegistryArgs> for RegistryConfig {
+    fn from(RegistryArgs { trusted_host }: RegistryArgs) -> Self {
+        Self { trusted_hosts: trusted_host }
+    }
+}
+
 /// Arguments of `halley plugin fetch`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -18,10 +33,8 @@ pub(super) struct Args {
     /// FILE.sig. Default: the last part of the repository, with `.wasm`, which must not exist.
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// A site that the registry may redirect to, or that issues its tokens: as in `[policies.registry]
-    /// trusted_hosts`.
-    #[arg(long, value_name = "HOST")]
-    trusted_host: Vec<String>,
+    #[command(flatten)]
+    registry: RegistryArgs,
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
@@ -35,8 +48,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
             file
         }
     };
-    let limits = RegistryConfig { trusted_hosts: args.trusted_host };
-    let fetched = artifact::fetch_now(&limits, &args.reference);
+    let fetched = artifact::fetch_now(&args.registry.into(), &args.reference);
     let FetchedPlugin { reference, artifact } =
         fetched.map_err(|why| anyhow::anyhow!("{} {why}", args.reference))?;
     let place = artifact::signature_file(&file);

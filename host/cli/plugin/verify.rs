@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::artifact::{self, Artifact, PluginTrust, RegistryConfig, TaggedReference, TrustedKey};
+use crate::artifact::{self, Artifact, PluginTrust, TaggedReference, TrustedKey};
+use crate::cli::plugin::fetch::RegistryArgs;
 use crate::cli::{EXIT_SUCCESS, OrUsage as _, print};
 use crate::digest::Digest;
 
@@ -20,20 +21,17 @@ pub(super) struct Args {
     /// The name that it must be signed for. Default: whatever the signature says.
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// A site that the registry may redirect to, or that issues its tokens: as in `[policies.registry]
-    /// trusted_hosts`.
-    #[arg(long, value_name = "HOST")]
-    trusted_host: Vec<String>,
+    #[command(flatten)]
+    registry: RegistryArgs,
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
-    let Args { plugin, key, name, trusted_host } = args;
+    let Args { plugin, key, name, registry } = args;
     let failed = |why: &dyn std::fmt::Display| anyhow::anyhow!("{plugin} {why}");
     let (shown, artifact) = if plugin.contains("://") {
         let reference: TaggedReference =
-            plugin.parse().map_err(|why| failed(&format!(": {why}"))).or_usage()?;
-        let limits = RegistryConfig { trusted_hosts: trusted_host };
-        let fetched = artifact::fetch_now(&limits, &reference).map_err(|why| failed(&why))?;
+            plugin.parse().map_err(|why| anyhow::anyhow!("{plugin}: {why}")).or_usage()?;
+        let fetched = artifact::fetch_now(&registry.into(), &reference).map_err(|why| failed(&why))?;
         (fetched.reference, fetched.artifact)
     } else {
         let file = PathBuf::from(&plugin);

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use prometheus_client::registry::Registry;
 
-use crate::artifact::{self, PluginUpload, RegistryConfig, SignedVersion, TaggedReference};
+use crate::artifact::{self, PluginUpload, SignedVersion, TaggedReference};
 use crate::cli::plugin::author::project::EngineArgs;
+use crate::cli::plugin::fetch::RegistryArgs;
 use crate::cli::plugin::signing::SigningArgs;
 use crate::cli::{EXIT_FAILURE, EXIT_SUCCESS, OrUsage as _, fail, print, usage};
 use crate::digest::Digest;
@@ -31,16 +32,14 @@ pub(in crate::cli::plugin) struct Args {
     file: PathBuf,
     #[command(flatten)]
     signing: SigningArgs,
-    /// A site that the registry may redirect to, or that issues its tokens: as in `[policies.registry]
-    /// trusted_hosts`.
-    #[arg(long, value_name = "HOST")]
-    trusted_host: Vec<String>,
+    #[command(flatten)]
+    registry: RegistryArgs,
     #[command(flatten)]
     engine: EngineArgs,
 }
 
 pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
-    let Args { reference, file, signing, trusted_host, engine } = args;
+    let Args { reference, file, signing, registry, engine } = args;
     if reference.has_digest() {
         return usage("the reference has a digest, which only the published content decides; name a tag");
     }
@@ -72,8 +71,8 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
         imports: inspected.imports.into_iter().map(|import| import.interface).collect(),
         exports: inspected.exports,
     };
-    let limits = RegistryConfig { trusted_hosts: trusted_host };
-    let published = artifact::publish(&limits, &reference, &upload).map_err(|why| named(&file, &why))?;
+    let published =
+        artifact::publish(&registry.into(), &reference, &upload).map_err(|why| named(&file, &why))?;
     print(&published);
     match (&upload.signature, signed) {
         (_, Some(SignedVersion { name, version, .. })) => {
