@@ -143,7 +143,7 @@ async fn erased(connection: &mut MySqlConnection, rows: &[Row]) -> sqlx::Result<
 async fn insert(connection: &mut MySqlConnection, table: &Table, rows: &[(usize, &Row)]) -> sqlx::Result<()> {
     let Table { name, owner, place: [ms, number], .. } = table;
     // A history is of one room, and nobody refers from it.
-    let more = if *table == INBOX { ", room, cause, history_ms, history_number" } else { "" };
+    let more = if *table == INBOX { ", room, cause, history_ms, history_number, body_size" } else { "" };
     let mut query = QueryBuilder::<MySql>::new(format!(
         "INSERT INTO {name} ({owner}, sent_ms, topic, part, off, fingerprint, operation, body, stored_ms, \
          expires_ms, {ms}, {number}{more}) "
@@ -168,8 +168,9 @@ async fn insert(connection: &mut MySqlConnection, table: &Table, rows: &[(usize,
             values
                 .push_bind(room.as_bytes())
                 .push_bind(cause.as_bytes())
-                .push_bind(reference.map_or(0, |place| place.ms))
-                .push_bind(reference.map_or(0, |place| place.number));
+                .push_bind(reference.map_or(0, |reference| reference.place.ms))
+                .push_bind(reference.map_or(0, |reference| reference.place.number))
+                .push_bind(reference.map_or(0, |reference| reference.size));
         }
     });
     // Not IGNORE, which shortens values that are too long.

@@ -15,7 +15,7 @@ use super::row::ArchivedMessage;
 use super::{Archive, Config, DatabaseError, InvalidUrl};
 use crate::decision::AbsenceCause;
 use crate::inbox::{
-    BodyReference, OlderMessages, OlderRange, OlderUnavailable, Owner, Position, Reference, StoredMessage,
+    OlderEntries, OlderMessages, OlderRange, OlderUnavailable, Owner, Reference, StoredMessage,
 };
 use crate::telemetry::LogThrottle;
 
@@ -111,21 +111,17 @@ impl ArchivedMessages {
             sent_ms: message.position.sent_ms,
             expires_ms,
             cause: AbsenceCause::named(&message.cause),
-            // Its size is not known: such reads are bounded by what the ones before have found.
-            reference: message.reference.map(|place| BodyReference { place, size: 0 }),
+            reference: message.reference,
         }
     }
 }
 
 #[async_trait]
 impl OlderMessages for ArchivedMessages {
-    async fn older(
-        &self,
-        owner: Owner<'_>,
-        range: &OlderRange,
-    ) -> Result<Vec<(Position, StoredMessage)>, OlderUnavailable> {
-        let rows = self.read(self.archive.page(owner, range)).await?;
-        Ok(rows.into_iter().map(|(position, message)| (position, self.stored(message))).collect())
+    async fn older(&self, owner: Owner<'_>, range: &OlderRange) -> Result<OlderEntries, OlderUnavailable> {
+        let (rows, are_all) = self.read(self.archive.page(owner, range)).await?;
+        let entry = |(position, message)| (position, self.stored(message));
+        Ok(OlderEntries { entries: rows.into_iter().map(entry).collect(), are_all })
     }
 
     async fn oldest_dropped(&self, owner: Owner<'_>) -> Result<Option<u64>, OlderUnavailable> {

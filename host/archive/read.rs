@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use futures_util::TryStreamExt as _;
 use sqlx::mysql::{MySql, MySqlPool, MySqlPoolOptions, MySqlRow};
 use sqlx::{QueryBuilder, Row as _};
 
@@ -11,7 +12,7 @@ use super::database::{Database, DatabaseError};
 use super::row::{self, ArchivedMessage};
 use super::tables::{HISTORY, INBOX, Table};
 use super::{Config, InvalidUrl};
-use crate::inbox::{OlderRange, Owner, Position, Reference};
+use crate::inbox::{BodyReference, OlderRange, Owner, Position, Reference};
 use crate::message::UserId;
 use crate::time;
 
@@ -39,7 +40,8 @@ impl Archive {
         Ok(Self { pool: options.connect_lazy_with(Database::new(config)?.options()) })
     }
 
-    /// Unexpired messages of a user or a room, in the order of their places in the inbox or history.
+    /// Unexpired messages of a user or a room, in the order of their places in the inbox or history, and
+    /// whether they are all of the range.
     ///
     /// # Errors
     /// If the database cannot be used now.
@@ -47,7 +49,7 @@ impl Archive {
         &self,
         owner: impl Into<Owner<'a>>,
         range: &OlderRange,
-    ) -> Result<Vec<(Position, ArchivedMessage)>, DatabaseError> {
+    ) -> Result<(Vec<(Position, ArchivedMessage)>, bool), DatabaseError> {
         let (table, id) = Table::of(owner.into());
         let Table { owner, place: [ms, number], order, .. } = table;
         let mut query = QueryBuilder::<MySql>::new(select(&table));
@@ -64,9 +66,31 @@ impl Archive {
         let direction = if range.backwards { "DESC" } else { "ASC" };
         query.push(format!(" ORDER BY {ms} {direction}, {number} {direction} LIMIT "));
         query.push_bind(u32::try_from(range.limit).unwrap_or(u32::MAX));
-        let rows = query.build().persistent(false).fetch_all(&self.pool).await;
-        let rows = rows.and_then(|rows| rows.iter().map(entry).collect::<sqlx::Result<Vec<_>>>());
-        rows.map_err(|error| DatabaseError::of(&error))
+        let (rows, are_all) =
+            self.rows(query, range.bytes).await.map_err(|error| DatabaseError::of(&error))?;
+        let are_all = are_all && rows.len() < range.limit;
+        Ok((rows, are_all))
+    }
+
+    /// Rows up to the one whose body exceeds this many bytes, and whether these are all.
+    async fn rows(
+        &self,
+        mut query: QueryBuilder<MySql>,
+        bytes: usize,
+    ) -> sqlx::Result<(Vec<(Position, ArchivedMessage)>, bool)> {
+        let mut connection = self.pool.acquire().await?;
+        let (mut found, mut read) = (Vec::new(), 0);
+        let mut rows = query.build().persistent(false).fetch(&mut *connection);
+        while read <= bytes {
+            let Some(row) = rows.try_next().await? else { return Ok((found, true)) };
+            let (place, message) = entry(&row)?;
+            read += message.body.len();
+            found.push((place, message));
+        }
+        drop(rows);
+        // Its next user would have to read the rest.
+        drop(connection.detach());
+        Ok((found, false))
     }
 
     /// The bodies of messages in the histories of their rooms, in this order; `None` for those that are not
@@ -151,7 +175,11 @@ impl Archive {
 /// Selects the columns of messages, in the order in which they are read.
 fn select(table: &Table) -> String {
     let Table { name, place: [ms, number], .. } = table;
-    let more = if *table == INBOX { "room, cause, history_ms, history_number" } else { "room, x'', 0, 0" };
+    let more = if *table == INBOX {
+        "room, cause, history_ms, history_number, body_size"
+    } else {
+        "room, x'', 0, 0, 0"
+    };
     format!(
         "SELECT sent_ms, topic, part, off, fingerprint, operation, body, stored_ms, expires_ms, {ms}, \
          {number}, {more} FROM {name}"
@@ -166,7 +194,10 @@ fn entry(row: &MySqlRow) -> sqlx::Result<(Position, ArchivedMessage)> {
     let body: Vec<u8> = row.try_get(6)?;
     let reference = match row.try_get_unchecked(13)? {
         0 => None,
-        ms => Some(Position { ms, number: row.try_get_unchecked(14)? }),
+        ms => Some(BodyReference {
+            place: Position { ms, number: row.try_get_unchecked(14)? },
+            size: row.try_get_unchecked(15)?,
+        }),
     };
     let message = ArchivedMessage {
         position: row::Position {

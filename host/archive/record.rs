@@ -63,8 +63,9 @@ pub(super) fn encode(
     });
     let mut record = without_recipients(message, reference, stored_ms);
     record.recipients = recipients.collect();
-    if reference.is_none() {
-        record.body = message.body.clone();
+    match reference {
+        Some(_) => record.body_size = message.body.len() as u64,
+        None => record.body = message.body.clone(),
     }
     record.encode_to_vec()
 }
@@ -92,7 +93,8 @@ fn without_recipients(message: &Message, place: Option<inbox::Position>, stored_
 pub(super) fn decode(value: Option<bytes::Bytes>) -> Result<Vec<Row>, InvalidRecord> {
     let value = value.ok_or(InvalidRecord::NoValue)?;
     let record = ArchiveRecord::decode(value).map_err(|error| InvalidRecord::Malformed(error.to_string()))?;
-    let ArchiveRecord { id, sent_ms, stored_ms, recipients, history_ms, history_number, .. } = record;
+    let ArchiveRecord { id, sent_ms, stored_ms, recipients, history_ms, history_number, body_size, .. } =
+        record;
     let position = Position::new(sent_ms, &id).ok_or(InvalidRecord::Id(id))?;
     let in_history = (history_ms > 0).then_some(inbox::Position { ms: history_ms, number: history_number });
     // The place is not known: when it was stored, and what distinguishes it from others of that time.
@@ -112,13 +114,14 @@ pub(super) fn decode(value: Option<bytes::Bytes>) -> Result<Vec<Row>, InvalidRec
         let owner = RowOwner::Room(message.room.as_str().into());
         return Ok(vec![Row { owner, place, message }]);
     }
+    let reference = in_history.map(|place| inbox::BodyReference { place, size: body_size });
     let row = |Recipient { user, cause, expires_ms, inbox_ms, inbox_number }| Row {
         owner: RowOwner::User(user.into()),
         place: match inbox_ms {
             0 => otherwise,
             ms => inbox::Position { ms, number: inbox_number },
         },
-        message: ArchivedMessage { expires_ms, cause, reference: in_history, ..message.clone() },
+        message: ArchivedMessage { expires_ms, cause, reference, ..message.clone() },
     };
     Ok(recipients.into_iter().map(row).collect())
 }

@@ -65,8 +65,8 @@ pub struct ArchivedMessage {
     pub expires_ms: i64,
     /// Why it was stored; empty if it is stored for everyone.
     pub cause: String,
-    /// If its body is in the history of its room instead: the place there.
-    pub reference: Option<inbox::Position>,
+    /// If its body is in the history of its room instead: where, and its size.
+    pub reference: Option<inbox::BodyReference>,
 }
 
 /// Whose row it is.

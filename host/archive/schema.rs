@@ -15,7 +15,7 @@ use crate::time;
 pub(super) const VERSION: i64 = STEPS.len() as i64;
 
 /// The steps from each version to the next. `{days}` stands for the partitions of the present days.
-const STEPS: [&[&str]; 3] = [
+const STEPS: [&[&str]; 4] = [
     &[
         // The primary key is a message's identity, and has the partitions' column.
         // Ids are bytes: no collation treats two of them as equal.
@@ -83,6 +83,10 @@ PARTITION BY RANGE (sent_ms) (
   oldest_ms BIGINT UNSIGNED NOT NULL,
   PRIMARY KEY (kept, owner)
 ) ENGINE = InnoDB",
+    ],
+    &[
+        // The size of the body to which a row refers: how many can be read at once.
+        "ALTER TABLE halley_inbox ADD COLUMN body_size BIGINT UNSIGNED NOT NULL DEFAULT 0",
     ],
 ];
 

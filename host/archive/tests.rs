@@ -75,7 +75,8 @@ fn a_message_in_a_history_has_a_row_of_its_room_and_references() {
     let value = encode(&message, &[recipient], Some(place), 2_000);
     let rows = decode(Some(value.into())).expect("a record");
     assert_eq!(rows[0].owner.user(), Some(&ann));
-    assert_eq!((rows[0].message.reference, rows[0].message.body.len()), (Some(place), 0));
+    let reference = inbox::BodyReference { place, size: message.body.len() as u64 };
+    assert_eq!((rows[0].message.reference, rows[0].message.body.len()), (Some(reference), 0));
     assert_eq!(rows[0].message.position, row.message.position, "the reference names the message");
 }
 

@@ -51,7 +51,7 @@ pub use cursor::{Cursor, CursorError, Owner, Position};
 pub use entry::{BodyReference, InboxEntry, NotStored, PartialStore, Returned, Stored, StoredMessage};
 pub use memory::{MemoryInbox, OnlineUsers};
 pub use notifier::Notifier;
-pub use older::{OlderMessages, OlderRange, OlderUnavailable};
+pub use older::{OlderEntries, OlderMessages, OlderRange, OlderUnavailable};
 pub use page::{DeviceId, InvalidDevice, Page, PageEntry, PageQuery, Standing};
 pub use queue::{InboxProblem, InboxQueue, InboxWriter, StoreResult};
 pub use reader::InboxReader;

@@ -18,8 +18,19 @@ pub struct OlderRange {
     pub to: Option<Position>,
     /// Entries at most.
     pub limit: usize,
+    /// Bytes of their bodies, about: the entry that exceeds this is the last one.
+    pub bytes: usize,
     /// The newest first.
     pub backwards: bool,
+}
+
+/// The entries of such a part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OlderEntries {
+    /// In the order of their places.
+    pub entries: Vec<(Position, StoredMessage)>,
+    /// Whether the range has no others.
+    pub are_all: bool,
 }
 
 /// Nothing can be read now. The text is for clients; the store logs the cause.
@@ -30,16 +41,11 @@ pub struct OlderUnavailable(pub &'static str);
 /// Messages that were in inboxes and histories, under the places that they had there.
 #[async_trait]
 pub trait OlderMessages: Debug + Send + Sync + 'static {
-    /// Unexpired entries of an owner in this range, in the order of their places. Fewer than `limit` are
-    /// all that there are.
+    /// Unexpired entries of an owner in this range, at least one if there are any.
     ///
     /// # Errors
     /// If they cannot be read now.
-    async fn older(
-        &self,
-        owner: Owner<'_>,
-        range: &OlderRange,
-    ) -> Result<Vec<(Position, StoredMessage)>, OlderUnavailable>;
+    async fn older(&self, owner: Owner<'_>, range: &OlderRange) -> Result<OlderEntries, OlderUnavailable>;
 
     /// When the oldest entry of this owner that was dropped here as well had been stored, in milliseconds
     /// since 1970; `None` if everything is there.

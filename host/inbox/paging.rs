@@ -18,7 +18,7 @@
 
 use super::StoredMessage;
 use super::cursor::{Cursor, Position};
-use super::older::{OlderRange, OlderUnavailable};
+use super::older::{OlderEntries, OlderRange, OlderUnavailable};
 use super::page::{Page, PageBuilder, PageQuery};
 use crate::message::MessageId;
 
@@ -32,7 +32,7 @@ const MAX_CHUNKS: usize = 20;
 const FIRST_OLDER: usize = 16;
 /// Entries of a read of the other store at most.
 const MOST_OLDER: usize = 500;
-/// Bytes of a read of the other store, about.
+/// Bytes of a read of the other store: see [`OlderRange::bytes`].
 const OLDER_BYTES: usize = 1 << 20;
 
 /// An entry of the stream; `None` for one that Halley did not write.
@@ -160,19 +160,15 @@ impl Paging {
     }
 
     /// Takes entries of the other store, in the order of the range.
-    pub(super) fn take_older(
-        &mut self,
-        range: &OlderRange,
-        entries: Result<Vec<(Position, StoredMessage)>, OlderUnavailable>,
-    ) {
-        let entries = match entries {
+    pub(super) fn take_older(&mut self, range: &OlderRange, entries: Result<OlderEntries, OlderUnavailable>) {
+        let OlderEntries { entries, are_all } = match entries {
             Ok(entries) => entries,
             Err(failure) => {
                 self.older.failure = Some(failure);
                 return self.pass_the_seam();
             }
         };
-        self.older.is_read = entries.len() < range.limit;
+        self.older.is_read = are_all;
         let last = entries.last().map(|(position, _)| *position);
         for (position, message) in entries {
             self.older.rows += 1;
@@ -339,6 +335,7 @@ impl Paging {
             from: self.query.after.map(Cursor::position),
             to: self.older.seam.or(self.older.end).or(before.and_then(Position::predecessor)),
             limit: 0,
+            bytes: OLDER_BYTES,
             backwards: self.query.backwards,
         });
         self.older.is_asked = true;
@@ -354,6 +351,7 @@ impl Paging {
             from: None,
             to: None,
             limit: 0,
+            bytes: OLDER_BYTES,
             backwards: self.query.backwards,
         });
         let by_size = match (self.older.rows, self.older.bytes) {

@@ -28,16 +28,18 @@ pub struct Reference {
     pub sent_ms: i64,
 }
 
-/// How many of these entries can be read at once.
-pub(super) fn bounded(entries: &[Option<&StoredMessage>]) -> usize {
+/// Leaves the entries whose messages can be looked up at once. Returns whether these are all.
+pub(super) fn truncate<E>(entries: &mut Vec<E>, message: impl Fn(&E) -> Option<&StoredMessage>) -> bool {
     let mut bytes = 0_u64;
-    let exceeds = |entry: &Option<&StoredMessage>| {
-        let size = entry.and_then(|message| message.reference).map_or(0, |reference| reference.size);
+    let exceeds = |entry: &E| {
+        let size = message(entry).and_then(|message| message.reference).map_or(0, |reference| reference.size);
         let is_first = bytes == 0;
         bytes = bytes.saturating_add(size);
         bytes > MOST_BYTES && !is_first
     };
-    entries.iter().position(exceeds).unwrap_or(entries.len())
+    let Some(most) = entries.iter().position(exceeds) else { return true };
+    entries.truncate(most);
+    false
 }
 
 /// What has to be looked up for these messages; those that have expired are not shown.
@@ -90,10 +92,10 @@ mod tests {
         fn what_is_read_at_once_is_bounded_and_something(
             sizes in prop::collection::vec(prop::option::of(0_u64..1_500_000), 1..40)
         ) {
-            let messages: Vec<_> = sizes.iter().map(|size| message(*size)).collect();
-            let entries: Vec<_> = messages.iter().map(Some).collect();
-            let count = bounded(&entries);
-            prop_assert!(count > 0);
+            let mut messages: Vec<_> = sizes.iter().map(|size| message(*size)).collect();
+            let are_all = truncate(&mut messages, |message: &StoredMessage| Some(message));
+            let count = messages.len();
+            prop_assert!(count > 0 && are_all == (count == sizes.len()));
             let bytes: u64 = sizes[..count].iter().flatten().sum();
             let first = sizes.iter().flatten().find(|size| **size > 0).copied().unwrap_or_default();
             prop_assert!(bytes <= MOST_BYTES.max(first));

@@ -13,11 +13,11 @@ use bytes::Bytes;
 use redis::{Cmd, Value};
 
 use super::cursor::{Cursor, Owner, Position};
-use super::older::OlderMessages;
+use super::older::{OlderEntries, OlderMessages};
 use super::page::{Page, PageQuery, Standing};
 use super::paging::{Paging, Step, StreamEntry, StreamRange};
 use super::redis::fields;
-use super::references::{Reference, bounded, fill, references};
+use super::references::{Reference, fill, references, truncate};
 use super::{StoredMessage, Unavailable, now_ms};
 use crate::redis_client::{RedisClient, Refusal, elements, is_too_large, refusal, text};
 
@@ -64,10 +64,13 @@ impl StreamReader {
                     paging.take_stream(entries, is_last);
                 }
                 (Step::Older(range), Some(older)) => {
-                    let mut entries = older.older(owner, &range).await;
-                    let messages = entries.iter_mut().flatten().map(|(_, message)| message);
-                    warning = self.look_up(messages).await?.or(warning);
-                    paging.take_older(&range, entries);
+                    let mut found = older.older(owner, &range).await;
+                    if let Ok(OlderEntries { entries, are_all }) = &mut found {
+                        *are_all &= truncate(entries, |(_, message)| Some(message));
+                        let messages = entries.iter_mut().map(|(_, message)| message);
+                        warning = self.look_up(messages).await?.or(warning);
+                    }
+                    paging.take_older(&range, found);
                 }
                 (Step::Dropped, Some(older)) => paging.take_dropped(older.oldest_dropped(owner).await),
                 (Step::Older(_) | Step::Dropped, None) | (Step::Done, _) => break,
@@ -170,10 +173,8 @@ impl StreamReader {
                 let reply = elements(reply);
                 let is_last = reply.len() < count;
                 let mut entries: Vec<_> = reply.into_iter().filter_map(entry).collect();
-                let messages: Vec<_> = entries.iter().map(|(_, message)| message.as_ref()).collect();
-                let (most, all) = (bounded(&messages), entries.len());
-                entries.truncate(most);
-                return Ok(Chunk { entries, is_last: is_last && most == all });
+                let are_all = truncate(&mut entries, |(_, message)| message.as_ref());
+                return Ok(Chunk { entries, is_last: is_last && are_all });
             }
             if count == 1 {
                 let why = format!(

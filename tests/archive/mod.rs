@@ -67,9 +67,9 @@ async fn tables_are_created_once_and_printed() {
     let config = halley::archive::Config { url: database.url(), ..Default::default() };
     let missing = halley::archive::probe(&config).await.expect_err("no tables").to_string();
     assert!(missing.contains("run `halley archive init`"), "{missing}");
-    assert!(text(&init(&settings, &[]).await).contains("version 3 now (before: 0)"));
-    assert!(text(&init(&settings, &[]).await).contains("version 3 already"));
-    assert_eq!(halley::archive::probe(&config).await.expect("usable"), "its tables have version 3");
+    assert!(text(&init(&settings, &[]).await).contains("version 4 now (before: 0)"));
+    assert!(text(&init(&settings, &[]).await).contains("version 4 already"));
+    assert_eq!(halley::archive::probe(&config).await.expect("usable"), "its tables have version 4");
     let days = "SELECT COUNT(*) FROM information_schema.PARTITIONS WHERE TABLE_NAME IN ('halley_inbox', 'halley_history')";
     assert_eq!(database.number(days).await, 2 * 16, "today, two weeks, and `later`");
 
@@ -91,7 +91,7 @@ async fn tables_are_created_once_and_printed() {
         database.run(statement).await;
     }
     assert_eq!(columns().await, created);
-    assert!(text(&init(&settings, &[]).await).contains("version 3 already"));
+    assert!(text(&init(&settings, &[]).await).contains("version 4 already"));
 }
 
 #[tokio::test]

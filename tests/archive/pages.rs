@@ -21,7 +21,7 @@ pub(crate) async fn insert(database: &MariaDb, user: &str, places: &[(u64, u64)]
         // In another order than the places.
         let offset = at ^ 1;
         format!(
-            "('{user}', {sent}, 'push', 0, {offset}, 5, 4, 'lobby', '{at}', {ms}, 0, 'not-online', {ms}, {number}, 0, 0)"
+            "('{user}', {sent}, 'push', 0, {offset}, 5, 4, 'lobby', '{at}', {ms}, 0, 'not-online', {ms}, {number}, 0, 0, 0)"
         )
     };
     for (chunk, some) in places.chunks(5_000).enumerate() {
@@ -43,8 +43,8 @@ async fn pages_follow_one_order_in_both_directions() {
     insert(&database, "bob", &places[..3]).await;
     let user = UserId::from("ann");
     let page = async |from: Option<Position>, to: Option<Position>, limit: usize, backwards: bool| {
-        let range = OlderRange { from, to, limit, backwards };
-        let found = archive.page(&user, &range).await.expect("answers");
+        let range = OlderRange { from, to, limit, bytes: 1 << 20, backwards };
+        let (found, _) = archive.page(&user, &range).await.expect("answers");
         found.iter().map(|(place, _)| (place.ms, place.number)).collect::<Vec<_>>()
     };
     let at = |(ms, number): (u64, u64)| Some(Position { ms, number });
@@ -70,8 +70,8 @@ async fn pages_follow_one_order_in_both_directions() {
     }
     let between = page(at((9, 10)), at((10, 1)), 9, false).await;
     assert_eq!(between, [(9, 10), (9, u64::MAX), (10, 0), (10, 1)]);
-    let range = OlderRange { from: None, to: None, limit: 9, backwards: false };
-    assert_eq!(archive.page(&UserId::from("nobody"), &range).await.expect("answers"), []);
+    let range = OlderRange { from: None, to: None, limit: 9, bytes: 0, backwards: false };
+    assert_eq!(archive.page(&UserId::from("nobody"), &range).await.expect("answers"), (Vec::new(), true));
     // Not by sorting all that a user has.
     let plan = "EXPLAIN SELECT body FROM halley_inbox FORCE INDEX (inbox_order) WHERE user = 'ann' AND inbox_ms >= 9 \
                 AND (inbox_ms > 9 OR inbox_number >= 1) ORDER BY inbox_ms, inbox_number LIMIT 5";
@@ -79,6 +79,29 @@ async fn pages_follow_one_order_in_both_directions() {
     let (key, extra): (String, String) =
         (plan.try_get("key").expect("a key"), plan.try_get("Extra").expect("text"));
     assert!(key == "inbox_order" && !extra.contains("filesort"), "{key}: {extra}");
+}
+
+#[tokio::test]
+async fn large_messages_are_read_a_few_at_a_time() {
+    const SIZE: usize = 400_000;
+    let Some(database) = MariaDb::start("large_messages").await else { return };
+    let archive = archive(&database).await;
+    let places: Vec<_> = (1..=20).map(|ms| (ms, 0)).collect();
+    insert(&database, "ann", &places).await;
+    database.run(&format!("UPDATE halley_inbox SET body = REPEAT('x', {SIZE})")).await;
+    let user = UserId::from("ann");
+    let (mut seen, mut from) = (Vec::new(), None);
+    loop {
+        let range = OlderRange { from, to: None, limit: 500, bytes: 2 * SIZE, backwards: false };
+        let (found, are_all) = archive.page(&user, &range).await.expect("answers");
+        assert!(found.len() <= 3 && found.iter().all(|(_, message)| message.body.len() == SIZE));
+        seen.extend(found.iter().map(|(place, _)| (place.ms, place.number)));
+        if are_all {
+            break;
+        }
+        from = found.last().map(|(place, _)| Position { ms: place.ms + 1, number: 0 });
+    }
+    assert_eq!(seen, places);
 }
 
 #[tokio::test]

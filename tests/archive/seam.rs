@@ -247,7 +247,7 @@ async fn what_the_archives_retention_has_dropped_is_told() {
                 .await;
         }
         for user in ["ann", "bob"].iter().skip(at) {
-            let values = format!("'{user}', {message}, 'lobby', '{at}', {sent}, 0, '', {sent}, 0, 0, 0");
+            let values = format!("'{user}', {message}, 'lobby', '{at}', {sent}, 0, '', {sent}, 0, 0, 0, 0");
             database.run(&format!("INSERT INTO halley_inbox VALUES ({values})")).await;
         }
     }

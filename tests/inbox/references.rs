@@ -158,7 +158,8 @@ async fn references_lead_to_the_archive_once_redis_has_dropped_the_message() {
     let api = api_of(&gateway).await;
     miss_in_turns(&topic, &gateway, 0..20).await;
     eventually_eq("archived rows", 20, async || database.archived().await).await;
-    let rows = database.rows("SELECT room, LENGTH(body), history_ms > 0 FROM halley_inbox").await;
+    let rows =
+        database.rows("SELECT room, LENGTH(body), history_ms > 0 AND body_size > 0 FROM halley_inbox").await;
     for row in rows {
         let room: Vec<u8> = row.try_get(0).expect("bytes");
         let (size, is_reference): (i32, i32) =

@@ -74,7 +74,7 @@ impl World {
                     paging.take_stream(found.into_iter().map(entry).collect(), is_last);
                 }
                 Step::Older(range) => {
-                    let OlderRange { from, to, limit, backwards } = range;
+                    let OlderRange { from, to, limit, backwards, .. } = range;
                     let high = |at: Position| to.is_none_or(|to| at <= to);
                     let rows = self.archived.map(|archived| {
                         let found = self.range(
@@ -88,7 +88,11 @@ impl World {
                             let never = StoredMessage { expires_ms: i64::MAX, ..self.message(index) };
                             (self.stored[index].0, never)
                         };
-                        found.into_iter().filter(is_kept).take(limit).map(row).collect::<Vec<_>>()
+                        let found: Vec<_> = found.into_iter().filter(is_kept).collect();
+                        // Large entries end a reply early.
+                        let most = limit.min(self.reply);
+                        let entries = found.iter().take(most).map(|index| row(*index)).collect();
+                        OlderEntries { entries, are_all: found.len() <= most }
                     });
                     paging.take_older(&range, rows.ok_or(OlderUnavailable("down")));
                 }
