@@ -256,6 +256,18 @@ async fn a_benchmark_counts_what_arrives_and_removes_its_users() {
     assert!(report["p50_ms"].as_f64() <= report["p99_ms"].as_f64() && report["p99_ms"].is_f64(), "{report}");
     assert_eq!(kept().await, [""; 0], "its users are gone");
 
+    assert_eq!(count("streamed"), 0, "its comets serve calls only, unless they are told to: {report}");
+
+    // By streams, which the gateway takes where comets serve them.
+    let streamed = bench(&["--duration", "2s", "--rate", "100", "--delivery", "stream", "--json"]).await;
+    let report: serde_json::Value =
+        serde_json::from_str(&stdout(&streamed)).unwrap_or_else(|_| panic!("{streamed:?}"));
+    assert_eq!(streamed.status.code(), Some(0), "{streamed:?}");
+    let count = |key: &str| report[key].as_u64().unwrap_or_else(|| panic!("{key}: {report}"));
+    assert_eq!([count("lost"), count("repeated"), count("reordered")], [0; 3], "{report}");
+    assert!(count("streamed") > 200 && count("streamed") == count("received"), "{report}");
+    assert_eq!(kept().await, [""; 0], "its users are gone");
+
     // So they are when it is stopped.
     let args = ["bench", "--config", &config, "--duration", "1m"].map(str::to_owned);
     let mut stopped =
@@ -266,6 +278,16 @@ async fn a_benchmark_counts_what_arrives_and_removes_its_users() {
     assert!(stopped.wait(PATIENCE).await.is_some(), "{}", stopped.log());
     assert!(stopped.log().contains("interrupted"), "{}", stopped.log());
     assert_eq!(kept().await, [""; 0], "{}", stopped.log());
+
+    // A benchmark in which nothing could arrive does not begin.
+    for (delivery, of_gateway) in [("unary", "stream"), ("stream", "unary")] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_halley"));
+        command.args(["bench", "--config", &config, "--delivery", delivery]);
+        let refused = command.env("HALLEY__COMETS__DELIVERY", of_gateway).output().expect("the binary runs");
+        assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+        let why = format!("`[comets] delivery` is `{of_gateway}`");
+        assert!(stderr(&refused).contains(&why), "{refused:?}");
+    }
 
     // Not where real users are, unless that is what is wanted.
     kafka().produce_room(&topic, "lobby", "hello").await;

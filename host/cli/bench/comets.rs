@@ -13,8 +13,10 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
-use super::ledger::{Ledger, Stamp};
+use super::ledger::{Delivery, Ledger, Stamp};
 use crate::comets::Dialect;
+use crate::comets::proto::delivery::Messages;
+use crate::comets::proto::delivery::delivery_server::DeliveryServer;
 use crate::comets::proto::{chatroom, goim};
 use crate::message::CometAddr;
 
@@ -25,9 +27,20 @@ pub(super) struct BenchComets {
     _servers: JoinSet<Result<(), tonic::transport::Error>>,
 }
 
+/// What the comets are like.
+pub(super) struct CometsConfig<'a> {
+    pub(super) count: usize,
+    /// The address on which they listen, and the one at which the gateway reaches them.
+    pub(super) listen: IpAddr,
+    pub(super) advertised: &'a str,
+    pub(super) dialect: Dialect,
+    /// Whether they serve streams next to the calls of the dialect.
+    pub(super) delivery: Delivery,
+}
+
 /// Notes what one comet gets.
 #[derive(Clone)]
-struct Receiver {
+pub(super) struct Receiver {
     comet: usize,
     run: u32,
     began: Instant,
@@ -35,14 +48,13 @@ struct Receiver {
 }
 
 impl BenchComets {
-    /// Starts this many on free ports of this address; the gateway reaches them at `advertised`.
+    /// Starts them on free ports.
     pub(super) async fn start(
-        count: usize,
-        (listen, advertised): (IpAddr, &str),
-        dialect: Dialect,
+        config: CometsConfig<'_>,
         (run, began): (u32, Instant),
         ledger: &Arc<Mutex<Ledger>>,
     ) -> anyhow::Result<Self> {
+        let CometsConfig { count, listen, advertised, dialect, delivery } = config;
         let (mut servers, mut addresses) = (JoinSet::new(), Vec::new());
         for comet in 0..count {
             let listener = TcpListener::bind(SocketAddr::new(listen, 0)).await;
@@ -51,10 +63,14 @@ impl BenchComets {
             addresses.push(format!("{advertised}:{port}").into());
             let receiver = Receiver { comet, run, began, ledger: Arc::clone(ledger) };
             let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+            // A frame has as many messages as its credit permits.
+            let streams = (delivery == Delivery::Stream)
+                .then(|| DeliveryServer::new(receiver.clone()).max_decoding_message_size(usize::MAX));
             let mut server = Server::builder();
+            let router = server.add_optional_service(streams);
             let router = match dialect {
-                Dialect::Chatroom => server.add_service(chatroom::comet_server::CometServer::new(receiver)),
-                Dialect::Goim => server.add_service(goim::comet_server::CometServer::new(receiver)),
+                Dialect::Chatroom => router.add_service(chatroom::comet_server::CometServer::new(receiver)),
+                Dialect::Goim => router.add_service(goim::comet_server::CometServer::new(receiver)),
             };
             servers.spawn(router.serve_with_incoming(incoming));
         }
@@ -65,18 +81,24 @@ impl BenchComets {
 impl Receiver {
     fn chatroom(&self, proto: Option<chatroom::Proto>) {
         let at = self.began.elapsed();
-        self.note(at, proto.into_iter().map(|proto| proto.body));
+        self.note(at, Delivery::Unary, proto.into_iter().map(|proto| proto.body));
     }
 
     fn goim(&self, proto: Option<goim::Proto>) {
         let at = self.began.elapsed();
-        self.note(at, proto.into_iter().flat_map(|proto| Frames(proto.body)));
+        self.note(at, Delivery::Unary, proto.into_iter().flat_map(|proto| Frames(proto.body)));
     }
 
-    fn note(&self, at: std::time::Duration, bodies: impl Iterator<Item = Bytes>) {
+    /// Notes the messages of a frame.
+    pub(super) fn streamed(&self, messages: Messages) {
+        let at = self.began.elapsed();
+        self.note(at, Delivery::Stream, messages.messages.into_iter().map(|message| message.body));
+    }
+
+    fn note(&self, at: std::time::Duration, by: Delivery, bodies: impl Iterator<Item = Bytes>) {
         let mut ledger = self.ledger.lock();
         for stamp in bodies.filter_map(|body| Stamp::of(&body)).filter(|stamp| stamp.run == self.run) {
-            ledger.arrived(self.comet, stamp, at);
+            ledger.arrived(self.comet, stamp, at, by);
         }
     }
 }

@@ -14,6 +14,15 @@ pub(super) struct Stamp {
     pub(super) sent: Duration,
 }
 
+/// How a message reaches a comet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Delivery {
+    /// By a call of the dialect.
+    Unary,
+    /// By a stream (`proto/delivery.proto`).
+    Stream,
+}
+
 /// The names of all rooms, users and connections begin with this.
 pub(super) const PREFIX: &str = "halley-bench-";
 
@@ -80,6 +89,8 @@ pub(super) struct Ledger {
     /// How many messages of each room were sent, and which Kafka did not confirm.
     sent: Vec<u64>,
     unconfirmed: Vec<Vec<u64>>,
+    /// How many arrived by streams, repeated ones included.
+    streamed: u64,
     latencies: Latencies,
 }
 
@@ -96,6 +107,8 @@ pub(super) struct Totals {
     pub(super) lost: u64,
     pub(super) repeated: u64,
     pub(super) reordered: u64,
+    /// What came by streams, repeated messages included.
+    pub(super) streamed: u64,
 }
 
 impl Ledger {
@@ -104,6 +117,7 @@ impl Ledger {
             lanes: vec![vec![Lane::default(); rooms]; comets],
             sent: vec![0; rooms],
             unconfirmed: vec![Vec::new(); rooms],
+            streamed: 0,
             latencies: Latencies::default(),
         }
     }
@@ -119,8 +133,8 @@ impl Ledger {
         self.unconfirmed[room].push(number);
     }
 
-    /// A comet got a message, at this time of the run.
-    pub(super) fn arrived(&mut self, comet: usize, stamp: Stamp, at: Duration) {
+    /// A comet got a message, at this time of the run, in this way.
+    pub(super) fn arrived(&mut self, comet: usize, stamp: Stamp, at: Duration, by: Delivery) {
         let is_sent = self.sent.get(stamp.room).is_some_and(|sent| (1..=*sent).contains(&stamp.number));
         let Some(lane) = self.lanes.get_mut(comet).and_then(|rooms| rooms.get_mut(stamp.room)) else {
             return;
@@ -128,6 +142,7 @@ impl Ledger {
         // Foreign numbers would cost memory.
         if is_sent {
             lane.arrived(stamp.number);
+            self.streamed += u64::from(by == Delivery::Stream);
             self.latencies.add(at.saturating_sub(stamp.sent));
         }
     }
@@ -145,7 +160,8 @@ impl Ledger {
         let comets = self.lanes.len() as u64;
         let unconfirmed = self.unconfirmed.iter().map(|numbers| numbers.len() as u64).sum();
         let sent = self.sent.iter().sum::<u64>() - unconfirmed;
-        let mut totals = Totals { sent, unconfirmed, expected: sent * comets, ..Totals::default() };
+        let (expected, streamed) = (sent * comets, self.streamed);
+        let mut totals = Totals { sent, unconfirmed, expected, streamed, ..Totals::default() };
         for lane in self.lanes.iter().flatten() {
             totals.received += lane.received;
             totals.repeated += lane.repeated;
@@ -267,11 +283,20 @@ mod tests {
             (1, 0, 9),
             (7, 0, 1),
         ] {
-            ledger.arrived(comet, stamp(room, number), Duration::from_secs(1));
+            let by = if room == 0 { Delivery::Unary } else { Delivery::Stream };
+            ledger.arrived(comet, stamp(room, number), Duration::from_secs(1), by);
         }
         ledger.not_confirmed(0, 2);
-        let expected =
-            Totals { sent: 4, unconfirmed: 1, expected: 8, received: 6, lost: 3, repeated: 1, reordered: 1 };
+        let expected = Totals {
+            sent: 4,
+            unconfirmed: 1,
+            expected: 8,
+            received: 6,
+            lost: 3,
+            repeated: 1,
+            reordered: 1,
+            streamed: 1,
+        };
         assert_eq!(ledger.totals(), expected);
         assert!(ledger.latencies().quantile(0.5).is_some_and(|half| half > Duration::from_millis(990)));
     }

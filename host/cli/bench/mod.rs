@@ -5,11 +5,12 @@
 //! removed at the end, and expires if it is killed; its messages stay in the topic, for rooms that are gone.
 //!
 //! - `target`: whether this is a place for load. `load`: the messages, and the users who come and go.
-//! - `comets`: the fake comets. `ledger`: what is lost, repeated, out of order, and how late.
+//! - `comets`: the fake comets; `streams`: their streams. `ledger`: what is lost, repeated, out of order, and how late.
 
 mod comets;
 mod ledger;
 mod load;
+mod streams;
 mod target;
 
 use std::net::IpAddr;
@@ -21,12 +22,13 @@ use futures_util::StreamExt as _;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 
-use comets::BenchComets;
-use ledger::{Ledger, PREFIX, Totals};
+use comets::{BenchComets, CometsConfig};
+use ledger::{Delivery, Ledger, PREFIX, Totals};
 use load::Sender;
 
 use crate::cli::signals::interrupted;
 use crate::cli::{ConfigArgs, EXIT_FAILURE, EXIT_SUCCESS, block_on, print_json, print_lines, usage};
+use crate::comets::DeliveryMode;
 use crate::config::Config;
 use crate::directory::{Registration, Registrations};
 use crate::gateway::Storage;
@@ -67,6 +69,10 @@ pub(super) struct Args {
     /// How many comets there are. All rooms have users at all of them.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=100))]
     comets: u16,
+    /// What the comets serve: the calls of the dialect, or streams as well, which the gateway prefers. Default:
+    /// streams if `[comets] delivery` is `stream`, else calls.
+    #[arg(long)]
+    delivery: Option<Delivery>,
     /// How many other users join or leave a room per second.
     #[arg(long, default_value_t = 1.0)]
     churn: f64,
@@ -119,6 +125,17 @@ impl Args {
         }
         if config.redis.is_memory() {
             return Some("`redis.url` is memory://, which no gateway shares; name the gateway's Redis");
+        }
+        match (self.delivery, config.comets.delivery) {
+            (Some(Delivery::Unary), DeliveryMode::Stream) => {
+                return Some(
+                    "`[comets] delivery` is `stream`, and --delivery unary has no comet that serves one",
+                );
+            }
+            (Some(Delivery::Stream), DeliveryMode::Unary) => {
+                return Some("`[comets] delivery` is `unary`, so the gateway asks no comet for a stream");
+            }
+            _ => {}
         }
         if self.listen.is_unspecified() && self.advertise.is_none() {
             return Some(
@@ -174,10 +191,18 @@ async fn bench(args: &Args, config: &Config) -> anyhow::Result<u8> {
     let began = Instant::now();
     let ledger = Arc::new(Mutex::new(Ledger::new(usize::from(args.comets), usize::from(args.rooms))));
     let advertised = args.advertised();
-    let place = (args.listen, &*advertised);
-    let comets =
-        BenchComets::start(usize::from(args.comets), place, config.comets.dialect, (run, began), &ledger)
-            .await?;
+    let of_config = match config.comets.delivery {
+        DeliveryMode::Stream => Delivery::Stream,
+        DeliveryMode::Auto | DeliveryMode::Unary => Delivery::Unary,
+    };
+    let kind = CometsConfig {
+        count: usize::from(args.comets),
+        listen: args.listen,
+        advertised: &advertised,
+        dialect: config.comets.dialect,
+        delivery: args.delivery.unwrap_or(of_config),
+    };
+    let comets = BenchComets::start(kind, (run, began), &ledger).await?;
     let rooms: Vec<RoomId> = (0..args.rooms).map(|room| format!("{PREFIX}{run:08x}-{room}").into()).collect();
     let (residents, guests) = users(args, run, &rooms, &comets.addresses);
     let sender = Sender {
@@ -320,11 +345,11 @@ fn print(args: &Args, report: &Report) -> anyhow::Result<()> {
         print_json(&serde_json::to_string_pretty(report)?);
         return Ok(());
     }
-    let Totals { sent, unconfirmed, expected, received, lost, repeated, reordered } = report.totals;
+    let Totals { sent, unconfirmed, expected, received, lost, repeated, reordered, streamed } = report.totals;
     let ms = |latency: Option<f64>| latency.map_or("-".to_owned(), |ms| format!("{ms} ms"));
     let mut lines = vec![
         format!("sent       {sent} messages, {}/s; {unconfirmed} not confirmed by Kafka", report.rate),
-        format!("received   {received} of {expected} at {} comets", args.comets),
+        format!("received   {received} of {expected} at {} comets, {streamed} by streams", args.comets),
         format!("lost       {lost}"),
         format!("repeated   {repeated}"),
         format!("reordered  {reordered}"),
