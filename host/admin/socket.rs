@@ -17,7 +17,7 @@ use tracing::{info, warn};
 use crate::config::admin::{Config, Socket, folder_of};
 use crate::files::{OwnedDir, dir_access};
 use crate::http_server::listener::{Establish, Listen};
-use crate::http_server::peer::{Peer, current_uid};
+use crate::http_server::peer::{ClientName, Peer, current_uid};
 
 /// A bound socket. Its file is removed on drop.
 pub(super) struct BoundSocket {
@@ -38,8 +38,8 @@ impl Listen for BoundSocket {
 impl Establish for TokioUnixStream {
     type Stream = Self;
 
-    async fn establish(self) -> io::Result<Self> {
-        Ok(self)
+    async fn establish(self) -> io::Result<(Self, ClientName)> {
+        Ok((self, ClientName::NONE))
     }
 }
 

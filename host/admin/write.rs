@@ -25,7 +25,7 @@ use crate::admin::access::{AccessControl, Caller, Permission, RouteGuard, author
 use crate::admin::read::plugin_status;
 use crate::gateway::{Handle, OperatorResult};
 use crate::http_server::activity::Activity;
-use crate::http_server::peer::Peer;
+use crate::http_server::peer::{ClientName, Peer};
 use crate::http_server::refusals::shown;
 use crate::http_server::response::{discard, error_response, retry_later_response};
 use crate::policy::{Policies, Upload};
@@ -127,6 +127,7 @@ pub(super) fn router(gateway: Handle, access: &AccessControl, metrics: WriteMetr
 /// Logs who changed what.
 async fn audited(
     Extension(from): Extension<Peer>,
+    Extension(certificate): Extension<ClientName>,
     Extension(Caller(token)): Extension<Caller>,
     Extension(activity): Extension<Arc<Activity>>,
     request: Request,
@@ -140,7 +141,7 @@ async fn audited(
         Some(AuditOutcome { words, before, after }) => (Some(words), Some(before), Some(after)),
         None => (None, None, None),
     };
-    info!(%from, token = token.as_deref(), %method, path, status = response.status().as_u16(), before, after, outcome, "audit: a write");
+    info!(%from, certificate = certificate.as_deref(), token = token.as_deref(), %method, path, status = response.status().as_u16(), before, after, outcome, "audit: a write");
     response
 }
 

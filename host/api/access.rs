@@ -22,7 +22,7 @@ use crate::config::admin::host_of;
 use crate::config::api::Config;
 use crate::http_server::auth_rate_limit::AuthRateLimiter;
 use crate::http_server::host::AllowedHosts;
-use crate::http_server::peer::Peer;
+use crate::http_server::peer::{ClientName, Peer};
 use crate::http_server::refusals::{RefusalReason, Refusals, shown};
 use crate::http_server::response::{discard, error_response, retry_later_response};
 use crate::http_server::token::bearer;
@@ -33,6 +33,8 @@ use crate::message::{RoomId, UserId};
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
     pub(super) grant: Grant,
+    /// Its certificate, if it had to show one.
+    pub(super) certificate: ClientName,
 }
 
 impl Caller {
@@ -159,12 +161,13 @@ impl AccessControl {
 async fn authorize(
     State(access): State<AccessControl>,
     Extension(peer): Extension<Peer>,
+    Extension(certificate): Extension<ClientName>,
     mut request: Request,
     next: Next,
 ) -> Response {
     match access.check(peer, request.uri(), request.headers()).await {
         Ok(grant) => {
-            request.extensions_mut().insert(Caller { grant });
+            request.extensions_mut().insert(Caller { grant, certificate });
             next.run(request).await
         }
         Err(denied) => {

@@ -221,7 +221,8 @@ impl InboxService {
             let _permit = self.0.reads.next().await.map_err(busy)?;
             let deleted = self.0.gateway.erase(user).await?;
             let Erased { inbox, archive } = deleted;
-            info!(token = %caller.grant.name, %user, inbox, archive, "a user's messages were deleted");
+            let certificate = caller.certificate.as_deref();
+            info!(certificate, token = %caller.grant.name, %user, inbox, archive, "a user's messages were deleted");
             Ok(deleted)
         })
         .await

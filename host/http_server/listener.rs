@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
 
-use crate::http_server::peer::Peer;
+use crate::http_server::peer::{ClientName, Peer};
 
 /// A source of connections.
 pub(crate) trait Listen: Send + Sync + 'static {
@@ -23,15 +23,15 @@ pub(crate) trait Establish: Send + 'static {
     /// The connection, ready for HTTP.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
-    /// Makes it ready.
-    fn establish(self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+    /// Makes it ready, and names the client by its certificate if it had to show one.
+    fn establish(self) -> impl Future<Output = io::Result<(Self::Stream, ClientName)>> + Send;
 }
 
 impl Establish for TcpStream {
     type Stream = Self;
 
-    async fn establish(self) -> io::Result<Self> {
-        Ok(self)
+    async fn establish(self) -> io::Result<(Self, ClientName)> {
+        Ok((self, ClientName::NONE))
     }
 }
 

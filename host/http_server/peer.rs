@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 /// The peer of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +48,26 @@ impl Peer {
             Self::Tcp(_) | Self::Unix(None) => false,
             Self::Unix(Some(user)) => user == 0 || user == current_uid(),
         }
+    }
+}
+
+/// The names in the certificate of a client, if the listener verified one; for logs. An extension of every
+/// request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ClientName(Option<Arc<str>>);
+
+impl ClientName {
+    /// Of a listener that wants no certificates.
+    pub(crate) const NONE: Self = Self(None);
+
+    /// Of a certificate that was verified.
+    pub(crate) fn of_certificate(names: String) -> Self {
+        Self(Some(names.into()))
+    }
+
+    /// The names, if there is a certificate.
+    pub(crate) fn as_deref(&self) -> Option<&str> {
+        self.0.as_deref()
     }
 }
 

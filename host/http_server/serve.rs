@@ -28,7 +28,7 @@ use tokio_util::task::TaskTracker;
 use crate::http_server::activity::{Activity, ActivityBody, ActivityStream, ConnectionTimeouts, TIMEOUTS};
 use crate::http_server::connections::{ConnectionSlot, Connections};
 use crate::http_server::listener::{Establish, Listen};
-use crate::http_server::peer::Peer;
+use crate::http_server::peer::{ClientName, Peer};
 use crate::http_server::refusals::{RefusalReason, Refusals};
 use crate::http_server::response_budget::ResponseBudget;
 use crate::http_server::tls::{Certificate, TlsListener};
@@ -153,7 +153,7 @@ impl HttpConnection {
         };
         let refusals = &self.server.refusals;
         match established {
-            Ok(Ok(stream)) => self.serve_http(stream, shutdown).await,
+            Ok(Ok((stream, name))) => self.serve_http(stream, name, shutdown).await,
             Ok(Err(error)) => refusals.count(RefusalReason::Tls, Some(self.peer), || error.to_string()),
             Err(_) => {
                 let what = || "connection closed: its handshake was too slow".to_owned();
@@ -162,7 +162,7 @@ impl HttpConnection {
         }
     }
 
-    async fn serve_http<S>(self, stream: S, shutdown: CancellationToken)
+    async fn serve_http<S>(self, stream: S, name: ClientName, shutdown: CancellationToken)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -179,6 +179,7 @@ impl HttpConnection {
                 None
             };
             request.extensions_mut().insert(peer);
+            request.extensions_mut().insert(name.clone());
             request.extensions_mut().insert(Arc::clone(&of_service));
             let response = routes.call(request.map(Body::new));
             let (response_budget, activity) = (response_budget.clone(), Arc::clone(&of_service));

@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use openssl::ssl::{AlpnError, Ssl, SslAcceptor, SslMethod, SslVerifyMode, select_next_proto};
+use openssl::ssl::{AlpnError, Ssl, SslAcceptor, SslMethod, SslRef, SslVerifyMode, select_next_proto};
 use openssl::stack::Stack;
 use openssl::x509::X509Name;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -17,10 +17,11 @@ use tokio::time::timeout;
 use tokio_openssl::SslStream;
 
 use crate::http_server::listener::{Establish, Listen};
-use crate::http_server::peer::Peer;
+use crate::http_server::peer::{ClientName, Peer};
 use crate::reloaded::{InvalidContent, ReloadError, Reloaded, SourceFile};
 use crate::tls::ListenerConfig;
 use crate::tls::expiry::Validity;
+use crate::tls::names::certificate_names;
 use crate::tls::pem::{self, PemError};
 
 /// The protocols by ALPN, each with its length in front.
@@ -157,13 +158,16 @@ impl Listen for TlsListener {
 impl Establish for TlsAccepted {
     type Stream = SslStream<TcpStream>;
 
-    async fn establish(self) -> io::Result<Self::Stream> {
+    async fn establish(self) -> io::Result<(Self::Stream, ClientName)> {
         let acceptor = self.certificate.files.current().await;
         let ssl = Ssl::new(acceptor.context())?;
         let mut stream = SslStream::new(ssl, self.stream)?;
         let section = self.certificate.section;
         match Pin::new(&mut stream).accept().await {
-            Ok(()) => Ok(stream),
+            Ok(()) => {
+                let name = client_name(stream.ssl());
+                Ok((stream, name))
+            }
             Err(error) => {
                 let why = HandshakeError::of(section, stream.ssl(), &error);
                 drop(timeout(LAST_ALERT, let_read(stream.get_mut())).await);
@@ -171,6 +175,15 @@ impl Establish for TlsAccepted {
             }
         }
     }
+}
+
+/// The client's names, if it had to show a certificate: then the handshake has verified it.
+fn client_name(ssl: &SslRef) -> ClientName {
+    if !ssl.verify_mode().contains(SslVerifyMode::FAIL_IF_NO_PEER_CERT) {
+        return ClientName::NONE;
+    }
+    let names = ssl.peer_certificate().map(|certificate| certificate_names(&certificate));
+    names.map_or(ClientName::NONE, ClientName::of_certificate)
 }
 
 /// Closes a connection so that the client receives the alert that says why: closing it with bytes
@@ -195,7 +208,7 @@ enum HandshakeError {
 }
 
 impl HandshakeError {
-    fn of(section: &'static str, ssl: &openssl::ssl::SslRef, error: &openssl::ssl::Error) -> Self {
+    fn of(section: &'static str, ssl: &SslRef, error: &openssl::ssl::Error) -> Self {
         let verified = ssl.verify_result();
         if verified != openssl::x509::X509VerifyResult::OK {
             return Self::Certificate { section, why: verified.error_string() };

@@ -4,10 +4,12 @@
 use std::path::Path;
 use std::process::Command;
 
+use serde_json::json;
+
 use crate::support::certificates::{Certificate, EXPIRED, VALID};
-use crate::support::gateway::{Gateway, RunningGateway, gateway, quoted};
+use crate::support::gateway::{Gateway, Plugin, RunningGateway, gateway, quoted};
 use crate::support::kafka::kafka;
-use crate::support::{PATIENCE, eventually, eventually_eq, folder, free_port, http, secret};
+use crate::support::{PATIENCE, eventually, eventually_eq, folder, free_port, http, repository, secret};
 
 const TOKEN: &str = "operators-0123456789";
 
@@ -125,6 +127,50 @@ async fn only_certified_clients_pass_and_still_need_a_token() {
     // A second gateway's `check` recognizes the first one by its certificate.
     let (_, said) = halley(&["check".into(), "--connect".into(), "--config".into(), file]);
     assert!(said.contains("a gateway already listens there"), "{said}");
+}
+
+#[tokio::test]
+async fn a_write_is_logged_with_the_names_in_the_certificate() {
+    let world = World::new();
+    // Whoever gets such a certificate signed does not forge a line, or a second name.
+    let forged = "carol, URI:spiffe://example.org/admin\nINFO audit: a write";
+    for (file, name) in [("carol", forged), ("dave", &*"d".repeat(64))] {
+        world.clients.issue(name, VALID).write(world.files.path(), file);
+    }
+    let settings = world.settings("admin-tls-audit").await;
+    let policy =
+        Plugin::new("p", repository("plugins/dist/comet_drain.wasm")).config(&json!({ "draining": [] }));
+    let gateway = settings.plugin(policy).start_unready().await;
+    until_ready(&gateway).await;
+    let release = |client: &str| {
+        let gateway = format!("https://localhost:{}", world.port);
+        let [ca, token] = ["ca.pem", "token"].map(|name| world.path(name));
+        let [cert, key] = ["pem", "key"].map(|kind| world.path(&format!("{client}.{kind}")));
+        let args = ["plugin", "release", "p", "--gateway", &gateway, "--ca", &ca, "--token-file", &token];
+        let all = args.into_iter().chain(["--cert", &*cert, "--key", &*key]);
+        halley(&all.map(str::to_owned).collect::<Vec<_>>())
+    };
+    for client in ["alice", "carol", "dave"] {
+        let (code, said) = release(client);
+        assert_eq!(code, Some(0), "{said}");
+    }
+    // The operator on the socket has no certificate.
+    assert_eq!(gateway.operate("POST", "/v1/plugins/p/release", &[], b"").await.status, 200);
+    let audited = || {
+        let lines = gateway.log_lines().into_iter().filter(|line| line["message"] == "audit: a write");
+        lines.map(|line| line["certificate"].as_str().map(str::to_owned)).collect::<Vec<_>>()
+    };
+    let all = async || Some(audited()).filter(|audited| audited.len() == 4);
+    let named = eventually("the audit lines", PATIENCE, all).await;
+    let dave = "d".repeat(64);
+    assert_eq!(named[0].as_deref(), Some("CN=alice, DNS:alice"));
+    let carol = named[1].as_deref().expect("a certificate");
+    assert!(
+        carol.starts_with(r#"CN="carol, URI:spiffe://example.org/admin\nINFO audit: a write", DNS:""#),
+        "{carol}"
+    );
+    assert_eq!(named[2], Some(format!("CN={dave}, DNS:{dave}")));
+    assert_eq!(named[3], None);
 }
 
 #[tokio::test]

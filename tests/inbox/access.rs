@@ -151,7 +151,7 @@ async fn the_api_can_require_certificates_of_its_clients() {
     let gateway = settings.start().await;
     let api = api_of(&gateway).await.replace("127.0.0.1", "localhost");
     let trusted = authority.certificate.to_pem().expect("PEM");
-    let get = async |client: Option<&Certificate>, token: &str| {
+    let ask = async |method: reqwest::Method, client: Option<&Certificate>, token: &str| {
         let trusted = reqwest::Certificate::from_pem(&trusted).expect("an authority");
         let mut https = reqwest::Client::builder().no_proxy().tls_certs_only([trusted]);
         if let Some(client) = client {
@@ -159,11 +159,21 @@ async fn the_api_can_require_certificates_of_its_clients() {
             let own = client.certificate.to_pem().expect("PEM");
             https = https.identity(reqwest::Identity::from_pkcs8_pem(&own, &key).expect("an identity"));
         }
-        let request = https.build().expect("a client").get(format!("https://{api}/v1/inbox/eu-ann"));
+        let request =
+            https.build().expect("a client").request(method, format!("https://{api}/v1/inbox/eu-ann"));
         request.bearer_auth(token).send().await.map(|answer| answer.status().as_u16()).ok()
     };
+    let get =
+        async |client: Option<&Certificate>, token: &str| ask(reqwest::Method::GET, client, token).await;
     let token = "comets-0123456789";
     assert_eq!(get(Some(&clients.issue("comet", VALID)), token).await, Some(200));
+    let deleted = ask(reqwest::Method::DELETE, Some(&clients.issue("backend", VALID)), token).await;
+    assert_eq!(deleted, Some(200));
+    let audit = gateway.wait_for_log("a user's messages were deleted").await;
+    assert_eq!(
+        (&audit["certificate"], &audit["token"]),
+        (&"CN=backend, DNS:backend".into(), &"comets".into())
+    );
     assert_eq!(get(Some(&clients.issue("comet", VALID)), "nonsense-0123456789").await, Some(401));
     let stranger = Certificate::authority("strangers").issue("comet", VALID);
     for refused in [None, Some(&clients.issue("comet", EXPIRED)), Some(&stranger)] {
