@@ -38,8 +38,8 @@
 //!
 //! Each module may depend on those above it in this list, as far as `tests/layers.rs` allows.
 //!
-//! - [`message`], [`membership`], [`decision`], [`offsets`], `digest`: plain data and pure rules, without
-//!   I/O.
+//! - [`message`], [`membership`], [`decision`], [`offsets`], [`settings`], `digest`: plain data and pure
+//!   rules, without I/O.
 //! - [`kafka`], [`redis_client`]: what all users of each client share. [`memory_guard`]: whether the
 //!   process has memory for more records.
 //! - [`consumer`], [`wasm`], [`artifact`], [`shared_state`], [`directory`], [`guard`], [`comets`],
@@ -85,6 +85,7 @@ pub mod digest;
 pub mod membership;
 pub mod message;
 pub mod offsets;
+pub mod settings;
 
 pub mod kafka;
 pub mod memory_guard;

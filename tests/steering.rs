@@ -78,6 +78,16 @@ async fn what_cannot_be_done_is_explained() {
         serde_json::from_str(&succeeded(&run(&["status", "--json"]))).expect("JSON");
     assert_eq!(json["plugins"][0]["name"], "one");
 
+    // A console can show what can be set; so does the command.
+    let described = gateway.get("/v1/plugins/one/settings").await.json();
+    assert_eq!(described["schema"]["properties"]["words"]["description"], "What to look for.");
+    let keys: Vec<_> =
+        described["fields"].as_array().into_iter().flatten().map(|field| &field["key"]).collect();
+    assert_eq!((keys.len(), keys[0]), (7, &json!("action")), "{described}");
+    let shown = succeeded(&run(&["settings", "one"]));
+    assert!(shown.contains("required") && shown.contains("What to look for."), "{shown}");
+    assert!(failed(&run(&["settings", "nobody"])).contains("plugin `nobody` not found"));
+
     let nobody = halley(&["plugin", "status", "--gateway", "http://127.0.0.1:1"]);
     assert!(failed(&nobody).contains("gateway unreachable at http://127.0.0.1:1/"), "{nobody:?}");
 }

@@ -100,6 +100,7 @@ impl ReadApi {
         let lists = Router::new()
             .route("/v1/plugins", get(plugins))
             .route("/v1/plugins/{name}", get(plugin))
+            .route("/v1/plugins/{name}/settings", get(settings))
             .route("/v1/plugins/{name}/versions", get(versions))
             .route("/v1/plugins/{name}/differences", get(differences))
             .route("/v1/comets", get(comets))
@@ -202,6 +203,19 @@ async fn plugin(State(ReadApi { gateway, .. }): State<ReadApi>, Path(name): Path
         Some(status) => Json(status).into_response(),
         None => unknown(&name),
     }
+}
+
+/// The schema of an active plugin's settings, as it exports it, and as rows for people; `null` if it
+/// exports none.
+async fn settings(State(ReadApi { gateway, .. }): State<ReadApi>, Path(name): Path<String>) -> Response {
+    let status = gateway.policies().status();
+    let Some(plugin) = status.plugins.iter().find(|plugin| plugin.name == name) else {
+        return unknown(&name);
+    };
+    let fields = plugin.settings.as_ref().map(|settings| settings.fields());
+    let described =
+        json!({ "plugin": name, "hash": plugin.hash, "schema": plugin.settings, "fields": fields });
+    Json(described).into_response()
 }
 
 async fn versions(State(ReadApi { gateway, .. }): State<ReadApi>, Path(name): Path<String>) -> Response {

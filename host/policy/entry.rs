@@ -7,7 +7,7 @@ use crate::artifact::PluginSource;
 use crate::digest::Digest;
 use crate::policy::chain_entry::ChainEntry;
 use crate::policy::config::PluginConfig;
-use crate::policy::plugin::Plugin;
+use crate::policy::plugin::{Plugin, SettingsProblem};
 use crate::policy::rollout::candidate::{Candidate, Rollout};
 use crate::policy::rollout::config::{QuarantineAction, QuarantineConfig, RolloutMode};
 use crate::policy::rollout::quarantine::FailureAlarms;
@@ -22,6 +22,9 @@ use crate::wasm::module::Hooks;
 pub(super) enum EntryError {
     #[error(transparent)]
     Compile(#[from] CompileError),
+    /// Its settings are wrong, or not known.
+    #[error(transparent)]
+    Settings(#[from] SettingsProblem),
     /// Its first instance failed.
     #[error(transparent)]
     Start(#[from] PluginFailure),
@@ -73,7 +76,7 @@ impl SetEntry {
             None => runtime.compile(&config.name, bytes)?,
         };
         let rollout = candidate.map(|candidate| rollout(entry_context, config, candidate)).transpose()?;
-        let plugin = Plugin::new(runtime, alarms, config, module);
+        let plugin = Plugin::new(runtime, alarms, config, module).with_checked_settings()?;
         plugin.smoke_test()?;
         Ok(Arc::new(Self { plugin: Arc::new(plugin), rollout: rollout.map(Arc::new) }))
     }
@@ -114,7 +117,8 @@ fn rollout(
     let wrong = |why| EntryError::Candidate(Box::new((rollout.path.clone(), why)));
     let EntryContext { runtime, alarms } = entry_context;
     let module = runtime.compile(&config.name, &candidate.artifact.bytes).map_err(|why| wrong(why.into()))?;
-    let plugin = Plugin::new(runtime, alarms, &own, module);
+    let plugin = Plugin::new(runtime, alarms, &own, module).with_checked_settings();
+    let plugin = plugin.map_err(|why| wrong(why.into()))?;
     let is_shadow = rollout.mode == RolloutMode::Shadow;
     let plugin = Arc::new(if is_shadow { plugin.shadow() } else { plugin });
     plugin.smoke_test().map_err(|failure| wrong(failure.into()))?;

@@ -11,7 +11,9 @@ use crate::policy::config::PluginConfig;
 use crate::policy::rollout::analysis::StatsRecorder;
 use crate::policy::rollout::config::QuarantineAction;
 use crate::policy::rollout::quarantine::{FailureAlarm, FailureAlarms, FailureWindow};
+use crate::settings::{SettingsError, SettingsSchema};
 use crate::wasm::Runtime;
+use crate::wasm::described::{self, DescribeError};
 use crate::wasm::failure::PluginFailure;
 use crate::wasm::host::PluginContext;
 use crate::wasm::instance::{Instance, InstanceLimits, Reserved};
@@ -19,12 +21,25 @@ use crate::wasm::module::Module;
 use crate::wasm::room::RoomView;
 use crate::wasm::shared::SharedStateSession;
 
+/// What is wrong with a plugin's settings: the second half of a sentence that begins with the plugin.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SettingsProblem {
+    /// It does not say what its settings are.
+    #[error(transparent)]
+    Unknown(#[from] DescribeError),
+    /// Its `config` table violates the schema.
+    #[error(transparent)]
+    Violated(#[from] SettingsError),
+}
+
 /// A prepared plugin. Sets share the plugins that did not change between them.
 pub(super) struct Plugin {
     pub(super) config: PluginConfig,
     pub(super) version: PluginVersion,
     pub(super) module: Arc<Module>,
     pub(super) context: Arc<PluginContext>,
+    /// The schema of its settings, if it exports one.
+    pub(super) settings: Option<Arc<SettingsSchema>>,
     pub(super) failures: FailureWindow,
     /// Its statistics, for comparison with a candidate.
     pub(super) stats: StatsRecorder,
@@ -70,12 +85,22 @@ impl Plugin {
             version,
             module,
             context: Arc::new(context),
+            settings: None,
             failures: FailureWindow::new(config.quarantine.clone()),
             has_no_fallback: AtomicBool::new(config.quarantine.action == QuarantineAction::Never),
             stats: StatsRecorder::default(),
             alarms: Arc::clone(alarms),
             runtime: Arc::clone(runtime),
         }
+    }
+
+    /// Asks for the schema of its settings, and checks its `config` table against it.
+    pub(super) fn with_checked_settings(self) -> Result<Self, SettingsProblem> {
+        let settings = described::settings(&self.module, &self.context, self.limits())?;
+        if let Some(schema) = &settings {
+            schema.check(&self.config.config)?;
+        }
+        Ok(Self { settings, ..self })
     }
 
     /// Starts an instance.

@@ -15,9 +15,10 @@ use crate::artifact::{Artifact, ArtifactError, PluginLoader, VersionChange, Vers
 use crate::policy::config::PluginConfig;
 use crate::policy::desired::{DesiredPlugin, DesiredVersion, OperatorChange, candidate, decide};
 use crate::policy::entry::{EntryContext, EntryError, SetEntry};
-use crate::policy::plugin::Plugin;
+use crate::policy::plugin::{Plugin, SettingsProblem};
 use crate::policy::problem::{PluginProblem, PolicyError, ProblemKind};
 use crate::wasm::compile::{self, CompileError};
+use crate::wasm::described::DescribeError;
 
 /// A prepared set.
 pub(super) struct PreparedSet {
@@ -54,9 +55,12 @@ impl PrepareError {
             Self::Entry(EntryError::Start(failure)) if failure.refused_configuration => {
                 ProblemKind::Configuration
             }
-            Self::Artifact(_) | Self::Entry(EntryError::Compile(CompileError::Invalid(_))) => {
-                ProblemKind::Lasting
-            }
+            Self::Entry(EntryError::Settings(SettingsProblem::Violated(_))) => ProblemKind::Settings,
+            Self::Artifact(_)
+            | Self::Entry(
+                EntryError::Compile(CompileError::Invalid(_))
+                | EntryError::Settings(SettingsProblem::Unknown(DescribeError::Schema(_))),
+            ) => ProblemKind::Lasting,
             // The machine may have been busy.
             Self::Entry(_) | Self::Panicked => ProblemKind::Transient,
         }

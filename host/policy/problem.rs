@@ -24,6 +24,9 @@ pub enum ProblemKind {
     Transient,
     /// Only a change of the configuration or of a file.
     Lasting,
+    /// Only a change of the configuration or of a file: the configuration does not fit the schema of the
+    /// plugin's settings.
+    Settings,
     /// The plugin refused its own configuration. A plugin may decide that by the time, so another attempt
     /// may help.
     Configuration,
@@ -32,7 +35,7 @@ pub enum ProblemKind {
 impl ProblemKind {
     /// Whether another attempt may succeed although neither the configuration nor a file changes.
     pub(super) fn is_transient(self) -> bool {
-        self != Self::Lasting
+        !matches!(self, Self::Lasting | Self::Settings)
     }
 }
 

@@ -1,6 +1,7 @@
 //! What `GET /v1/plugins` shows: the active set, its overrides, and refused updates.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytesize::ByteSize;
@@ -12,6 +13,7 @@ use crate::policy::on_error::OnErrors;
 use crate::policy::problem::PluginProblem;
 use crate::policy::rollout::candidate::RolloutStatus;
 use crate::policy::set::Generation;
+use crate::settings::SettingsSchema;
 
 /// What `GET /v1/plugins` shows.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -83,6 +85,9 @@ pub struct PluginStatus {
     pub wit_version: String,
     /// The file's size.
     pub size: ByteSize,
+    /// The schema of its settings, which may be long and has a route of its own.
+    #[serde(skip)]
+    pub settings: Option<Arc<SettingsSchema>>,
     /// What happens when it fails.
     pub on_error: OnErrors,
     /// The maximum duration of one call.
@@ -154,6 +159,7 @@ pub(super) fn plugin_status(entry: &SetEntry, refusal: &Option<RefusedUpdate>) -
         hooks: plugin.module.hooks.names(),
         wit_version: plugin.module.wit_version.clone(),
         size: ByteSize::b(plugin.module.size as u64),
+        settings: plugin.settings.clone(),
         on_error: plugin.config.on_error,
         deadline: plugin.config.deadline,
         memory: plugin.config.memory,

@@ -8,7 +8,7 @@ use std::fmt;
 use wasmparser::{Parser, Payload};
 
 /// The version of the contract that this gateway speaks.
-pub(crate) const VERSION: Version = Version(0, 1, 2);
+pub(crate) const VERSION: Version = Version(0, 1, 3);
 /// The remedy for most problems of a plugin.
 pub(crate) const BUILD_FOR_CONTRACT: &str =
     "build it for the contract that `halley plugin wit` prints (in Rust, the halley-plugin SDK has it)";
@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn compatible_contract_versions_are_accepted() {
-        for version in ["0.1.0", "0.1.1", "0.1.2", "0.1.99"] {
+        for version in ["0.1.0", "0.1.1", "0.1.2", "0.1.3", "0.1.99"] {
             let contract = contract(&["types@0.1.0"], &[&format!("filter@{version}")]);
             contract.check().unwrap();
             assert_eq!(contract.version().to_string(), version);

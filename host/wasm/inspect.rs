@@ -1,10 +1,22 @@
 //! What a plugin's file contains, and whether a gateway would accept it. For plugin authors.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytesize::ByteSize;
 use wit_parser::{Resolve, WorldItem, WorldKey};
 
+use crate::decision::PluginVersion;
 use crate::digest::Digest;
-use crate::wasm::module;
+use crate::settings::SettingsSchema;
+use crate::wasm::described::{self, DescribeError};
+use crate::wasm::host::PluginContext;
+use crate::wasm::instance::InstanceLimits;
+use crate::wasm::module::{self, Module};
 use crate::wasm::runtime::Runtime;
+
+/// Limits on asking for the schema of the settings: more than plugins have by default.
+const LIMITS: InstanceLimits = InstanceLimits { deadline: Duration::from_secs(5), memory: ByteSize::gib(1) };
 
 /// The contents of a plugin's file.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -23,6 +35,8 @@ pub struct Inspection {
     pub exports: Vec<String>,
     /// The imported interfaces, each with the functions in use.
     pub imports: Vec<Import>,
+    /// The schema of its settings, if it exports one.
+    pub settings: Option<Arc<SettingsSchema>>,
     /// Why a gateway would refuse it.
     pub refused: Option<String>,
 }
@@ -36,11 +50,12 @@ pub struct Import {
     pub functions: Vec<String>,
 }
 
-/// Inspects a plugin's bytes and compiles them, as a gateway would. Does not start an instance,
-/// because that needs a configuration. Problems in the file are part of the result.
+/// Inspects a plugin's bytes and compiles them, as a gateway would, and asks for the schema of the settings.
+/// Does not call `init`, because that needs a configuration. Problems in the file are part of the result.
 pub fn inspect(runtime: &Runtime, bytes: &[u8]) -> Inspection {
     let (imports, exports) = module::component(bytes).map(|whole| interfaces(&whole)).unwrap_or_default();
     let compiled = runtime.compile_now("", bytes);
+    let described = compiled.as_ref().map_or(Ok(None), |module| settings(runtime, module));
     Inspection {
         form: if wasmparser::Parser::is_component(bytes) { "component" } else { "module" },
         size: bytes.len(),
@@ -49,8 +64,19 @@ pub fn inspect(runtime: &Runtime, bytes: &[u8]) -> Inspection {
         hooks: compiled.as_ref().map(|module| module.hooks.names()).unwrap_or_default(),
         exports,
         imports,
-        refused: compiled.err().map(|why| why.to_string()),
+        refused: compiled
+            .err()
+            .map(|why| why.to_string())
+            .or(described.as_ref().err().map(ToString::to_string)),
+        settings: described.ok().flatten(),
     }
+}
+
+fn settings(runtime: &Runtime, module: &Module) -> Result<Option<Arc<SettingsSchema>>, DescribeError> {
+    let version = PluginVersion { name: Arc::from("inspected"), hash: module.hash.short().into() };
+    let (metrics, state) = (runtime.metrics.plugin(&version), runtime.states.of(&version.name));
+    let context = PluginContext::new(version, "{}".to_owned(), metrics, state, runtime.clock.clone());
+    described::settings(module, &Arc::new(context), LIMITS)
 }
 
 fn interfaces(component: &[u8]) -> (Vec<Import>, Vec<String>) {

@@ -96,6 +96,31 @@ impl Instance {
         Ok(loaded)
     }
 
+    /// The schema of the plugin's settings, from an instance of its own; `None` if it does not export one.
+    /// `init` is not called.
+    pub(crate) fn settings_schema(
+        module: &Module,
+        context: &Arc<PluginContext>,
+        limits: InstanceLimits,
+    ) -> Result<Option<String>, PluginFailure> {
+        let Some(indices) = &module.hooks.settings else { return Ok(None) };
+        let Reserved { mut store, instance } = Reserved::new(module, context, limits)?;
+        let load = |e: wasmtime::Error| PluginFailure::start(format!("could not be loaded: {}", causes(&e)));
+        let settings = indices.load(&mut store, &instance).map_err(load)?;
+        let mut asked = Self {
+            context: Arc::clone(context),
+            limits,
+            store,
+            filter: None,
+            filter_columns: None,
+            retention: None,
+            grouping: None,
+            grouping_columns: None,
+            offline: None,
+        };
+        asked.run(limits.at_start(), |store| settings.call_schema(store)).map(Some)
+    }
+
     /// Calls `filter` in the cheapest shape that the plugin exports. Returns one verdict per message.
     pub(crate) fn filter(
         &mut self,
@@ -201,10 +226,22 @@ impl Instance {
         self.limits.deadline
     }
 
-    /// Every call of guest code goes through here.
+    /// Calls a hook, and counts and times the call.
     fn call<R>(
         &mut self,
         hook: HookKind,
+        deadline: Duration,
+        work: impl FnOnce(&mut Store<HostState>) -> wasmtime::Result<R>,
+    ) -> Result<R, PluginFailure> {
+        let begun = Instant::now();
+        let result = self.run(deadline, work);
+        self.context.metrics.called(hook, begun.elapsed().as_secs_f64());
+        result
+    }
+
+    /// Every call of guest code goes through here.
+    fn run<R>(
+        &mut self,
         deadline: Duration,
         work: impl FnOnce(&mut Store<HostState>) -> wasmtime::Result<R>,
     ) -> Result<R, PluginFailure> {
@@ -212,12 +249,10 @@ impl Instance {
         self.store.set_epoch_deadline(ticks(deadline));
         let memory = &mut self.store.data_mut().memory;
         (memory.refused, memory.address_space_exhausted) = (false, false);
-        let begun = Instant::now();
         // A panic of the engine is treated like a trap: a message must not end the process, and then
         // end it again after every restart.
         let result = catch_unwind(AssertUnwindSafe(|| work(&mut self.store)))
             .unwrap_or_else(|_| Err(wasmtime::Error::msg("the engine panicked")));
-        self.context.metrics.called(hook, begun.elapsed().as_secs_f64());
         count_memory(&self.store, &self.context, result.is_err());
         let printed = self.store.data().log_output();
         let limits = InstanceLimits { deadline, ..self.limits };

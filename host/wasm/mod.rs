@@ -7,7 +7,7 @@
 //!   `module_cache`: the cache of compiled code; `engine`: which WebAssembly features plugins may
 //!   use.
 //! - `instance`: one instance with its store and its limits, and its hooks as functions; `failure`:
-//!   how they fail.
+//!   how they fail; `described`: asks for the schema of the settings.
 //! - `lower` and `lift`: convert the arguments and the results of hooks; `batch` and `room`: the
 //!   layouts in which many messages and connections are passed, in `string_column`s.
 //! - `host`: the functions that plugins can call, implemented by `clock`, `state`, `shared` and
@@ -31,6 +31,7 @@ mod clock;
 pub(crate) mod compile;
 mod compile_cache;
 mod contract;
+pub(crate) mod described;
 mod engine;
 pub(crate) mod epoch;
 pub(crate) mod failure;

@@ -10,7 +10,7 @@ use wasmtime::component::{Component, InstancePre, Linker};
 
 use crate::digest::Digest;
 use crate::wasm::bindings::exports::halley::policy::{
-    filter, filter_columns, grouping, grouping_columns, lifecycle, offline, retention,
+    filter, filter_columns, grouping, grouping_columns, lifecycle, offline, retention, settings,
 };
 use crate::wasm::compile::{CompileError, bounds};
 use crate::wasm::contract::{BUILD_FOR_CONTRACT, Contract};
@@ -26,6 +26,8 @@ pub(crate) struct Hooks {
     pub(crate) grouping_columns: Option<grouping_columns::GuestIndices>,
     pub(crate) offline: Option<offline::GuestIndices>,
     pub(crate) lifecycle: Option<lifecycle::GuestIndices>,
+    /// Not a hook: it is called when the plugin is prepared.
+    pub(crate) settings: Option<settings::GuestIndices>,
 }
 
 impl Hooks {
@@ -145,6 +147,7 @@ fn hooks(contract: &Contract, pre: &InstancePre<HostState>) -> Result<Hooks, Com
         grouping_columns: find(contract, "grouping-columns", || grouping_columns::GuestIndices::new(pre))?,
         offline: find(contract, "offline", || offline::GuestIndices::new(pre))?,
         lifecycle: find(contract, "lifecycle", || lifecycle::GuestIndices::new(pre))?,
+        settings: find(contract, "settings", || settings::GuestIndices::new(pre))?,
     })
 }
 
@@ -201,7 +204,7 @@ mod tests {
         let why = refusal(&format!(r#"(component (import "foo:bar/baz" (instance)) {filter})"#));
         assert!(why.contains("imports foo:bar/baz"), "{why}");
         let why = refusal(&format!("(component {filter})"));
-        assert!(why.contains("does not fit halley:policy@0.1.2"), "{why}");
+        assert!(why.contains("does not fit halley:policy@0.1.3"), "{why}");
         let http = r#"(import "wasi:http/types@0.2.0" (instance (export "f" (func))))"#;
         let why = refusal(&format!("(component {http} {filter})"));
         assert!(why.contains("wasi:http/types"), "{why}");

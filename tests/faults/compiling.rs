@@ -40,7 +40,7 @@ fn write_slow_component(file: &Path) {
         section(10, &[leb(1), leb(body.len()), body].concat()),
     ]
     .concat();
-    let name = b"halley:policy/filter@0.1.2";
+    let name = b"halley:policy/filter@0.1.3";
     let export = [&[0x01, 0x00][..], &leb(name.len()), name, &[0x05, 0x00, 0x00]].concat();
     let component = [
         b"\0asm\x0d\0\x01\0".to_vec(),

@@ -26,7 +26,7 @@ fn a_new_project_follows_its_readme() {
         format!("  size          {} bytes, module", file.metadata().expect("built").len()),
         format!("  sha256        {hash}"),
         format!("  version       {}", &hash[..12]),
-        "  contract      halley:policy@0.1.2".to_owned(),
+        "  contract      halley:policy@0.1.3".to_owned(),
         "  hooks         filter, grouping, offline, lifecycle".to_owned(),
     ] {
         assert!(built.out.contains(&line), "`{line}` is not in:\n{}", built.out);
@@ -69,6 +69,8 @@ fn each_hook_alone_makes_a_project_whose_tests_pass() {
         let inspected = cli.plugin(&["inspect", "one_hook/dist/one_hook.wasm", "--json"]);
         let json: Value = serde_json::from_str(&inspected.out).expect("JSON");
         assert_eq!(json["hooks"], serde_json::json!([hook, "lifecycle"]), "{json}");
+        let properties = json["settings"]["properties"].as_object().expect("it describes its settings");
+        assert!(properties.values().all(|setting| setting["description"].is_string()), "{json}");
         // Its Rust tests, without WebAssembly.
         let mut cargo = Command::new("cargo");
         cargo.args(["test", "--quiet"]).current_dir(cli.path("one_hook")).envs(shared_builds());
@@ -109,7 +111,14 @@ fn inspect_shows_contents_and_refusal() {
     }
     let other = cli.plugin(&["inspect", &guest("dist/old.wasm")]);
     assert_eq!(other.code, Some(1));
-    assert!(other.err.contains("a gateway would refuse it") && other.err.contains("0.1.2"), "{}", other.err);
+    assert!(other.err.contains("a gateway would refuse it") && other.err.contains("0.1.3"), "{}", other.err);
+    let bundled = repository("plugins/dist/keyword_filter.wasm").display().to_string();
+    let described = cli.plugin(&["inspect", &bundled]);
+    let row = "action       \"drop\" | \"mask\"   \"drop\"    What happens to a message that contains one of the words.";
+    assert!(described.out.contains(row), "{}", described.out);
+    let described = cli.plugin(&["inspect", &bundled, "--json"]);
+    let json: Value = serde_json::from_str(&described.out).expect("JSON");
+    assert_eq!(json["settings"]["properties"]["words"]["minItems"], 1, "the schema as it is");
     cli.write("text.wasm", "not code");
     let text = cli.plugin(&["inspect", "text.wasm"]);
     assert_eq!((text.code, text.err.contains("is not WebAssembly")), (Some(1), true), "{text:?}");
@@ -187,7 +196,8 @@ fn a_project_may_refer_to_an_sdk_and_be_in_another_language() {
     let cli = CliFixture::new();
     let sdk = repository("plugins/sdk").display().to_string();
     assert_eq!(cli.plugin(&["new", "refers", "--sdk", &sdk]).code, Some(0));
-    assert!(cli.read("refers/Cargo.toml").contains(&format!("halley-plugin = {{ path = \"{sdk}\" }}")));
+    let dependency = format!("halley-plugin = {{ path = \"{sdk}\", features = [\"schema\"] }}");
+    assert!(cli.read("refers/Cargo.toml").contains(&dependency));
     assert!(!cli.path("refers/halley-plugin").exists());
     let wrong = cli.plugin(&["new", "wrong", "--sdk", "refers"]);
     assert_eq!((wrong.code, wrong.err.contains("is not the SDK")), (Some(2), true), "{wrong:?}");

@@ -67,6 +67,10 @@ async fn published_plugins_are_fetched_verified_and_accepted() {
     let fetch = ["plugin", "fetch", &tagged, "-o", &text(&copy)];
     let said = succeeded(&halley(&login, &fetch));
     assert!(said.starts_with(&reference) && said.contains("signed as version 7 of `p`"), "{said}");
+    assert!(
+        said.contains("settings, as its publisher states") && said.contains("What to look for."),
+        "{said}"
+    );
     assert_eq!(std::fs::read(&copy).expect("written"), variant(1));
     assert!(verify(&text(&copy), &["--key", &key]).status.success());
 
@@ -103,6 +107,9 @@ async fn the_manifest_says_what_it_is(registry: &Registry) {
     ] {
         assert_eq!(annotations[name], value, "{annotations}");
     }
+    let settings = annotations["halley.settings"].as_str().expect("the schema of the settings");
+    let schema: serde_json::Value = serde_json::from_str(settings).expect("JSON");
+    assert_eq!(schema["properties"]["words"]["description"], "What to look for.");
     assert!(annotations["halley.contract"].as_str().is_some_and(|contract| contract.starts_with("0.")));
 }
 

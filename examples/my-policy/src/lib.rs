@@ -1,9 +1,12 @@
 //! A first policy: messages that contain one of the configured words are not delivered.
 
 use halley_plugin::prelude::*;
+use schemars::JsonSchema;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 struct Blocklist {
+    /// Messages that contain one of these are dropped.
     words: Vec<String>,
 }
 
@@ -14,7 +17,8 @@ impl Filter for Blocklist {
     }
 }
 
-halley_plugin::export!(Blocklist: Filter);
+halley_plugin::export!(Blocklist: Filter, Settings);
+halley_plugin::settings!(Blocklist);
 
 #[cfg(test)]
 mod tests {

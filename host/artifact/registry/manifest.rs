@@ -1,5 +1,7 @@
 //! The plugin in a registry's manifest, verified against its digest.
 
+use std::collections::BTreeMap;
+
 use oci_client::manifest::{OciDescriptor, OciImageManifest};
 
 use crate::artifact::error::ArtifactError;
@@ -64,6 +66,12 @@ pub(super) fn plugin_of(
     let annotations = [&layer.annotations, &manifest.annotations];
     let signature = annotations.into_iter().flatten().find_map(|annotations| annotations.get(SIGNATURE));
     Ok((layer.clone(), signature.cloned()))
+}
+
+/// The annotations of a manifest: whatever its publisher wrote.
+pub(super) fn annotations(manifest: &[u8]) -> BTreeMap<String, String> {
+    let manifest: Option<OciImageManifest> = serde_json::from_slice(manifest).ok();
+    manifest.and_then(|manifest| manifest.annotations).unwrap_or_default()
 }
 
 /// Verifies a digest.

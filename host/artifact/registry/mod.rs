@@ -23,7 +23,7 @@ mod push;
 mod reference;
 mod site;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -57,6 +57,8 @@ pub(crate) struct FetchedPlugin {
     /// The reference with its digest, as `path` of a `[[plugin]]`.
     pub(crate) reference: String,
     pub(crate) artifact: Artifact,
+    /// What its publisher wrote into the manifest.
+    pub(crate) annotations: BTreeMap<String, String>,
 }
 
 /// Fetches what a tag or a digest names now. Takes up to half a minute.
@@ -71,7 +73,8 @@ pub(crate) fn fetch_now(
     let (_, signature) = plugin_of(&digest, &package.manifest)?;
     let signature = signature.map(|text| Arc::from(text.as_bytes()));
     let artifact = Artifact { bytes: package.plugin.into(), signature };
-    Ok(FetchedPlugin { reference: place.with_digest(&digest), artifact })
+    let annotations = manifest::annotations(&package.manifest);
+    Ok(FetchedPlugin { reference: place.with_digest(&digest), artifact, annotations })
 }
 
 /// Publishes a plugin under a tag. Returns the reference with its digest, as `path` of a `[[plugin]]`.

@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 
 use crate::artifact::{self, FetchedPlugin, RegistryConfig, SignedVersion, TaggedReference};
-use crate::cli::{EXIT_SUCCESS, print, usage};
+use crate::cli::plugin::settings;
+use crate::cli::{EXIT_SUCCESS, print, print_lines, usage};
 use crate::files;
+use crate::settings::SettingsSchema;
 
 /// How registries may be asked.
 #[derive(Debug, clap::Args)]
@@ -49,7 +51,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         }
     };
     let fetched = artifact::fetch_now(&args.registry.into(), &args.reference);
-    let FetchedPlugin { reference, artifact } =
+    let FetchedPlugin { reference, artifact, annotations } =
         fetched.map_err(|why| anyhow::anyhow!("{} {why}", args.reference))?;
     let place = artifact::signature_file(&file);
     let signed = artifact.signature.as_deref().map(artifact::signed_version).transpose();
@@ -71,5 +73,12 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         Some(None) => format!("{}: signed, without a name and a version", file.display()),
         None => format!("{}: not signed", file.display()),
     });
+    if let Some(text) = annotations.get(settings::ANNOTATION) {
+        print("settings, as its publisher states; `halley plugin inspect` asks the plugin:");
+        match SettingsSchema::parse(text) {
+            Ok(schema) => print_lines(settings::table(&schema)),
+            Err(why) => print(&format!("  the schema {why}")),
+        }
+    }
     Ok(EXIT_SUCCESS)
 }

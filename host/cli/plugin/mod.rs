@@ -6,6 +6,7 @@ mod client;
 mod fetch;
 mod operator;
 mod push;
+mod settings;
 mod show;
 mod sign;
 mod signing;
@@ -62,7 +63,7 @@ enum Command {
     /// absent users, `grouping` by connections per room. The policy and one that does nothing run
     /// alternately, so that a busy machine slows both. Figures are medians.
     Bench(author::bench::Args),
-    /// Shows the contents of a policy's file: hooks, imports, contract, size, hash, capabilities.
+    /// Shows the contents of a policy's file: hooks, imports, contract, size, hash, capabilities, settings.
     Inspect(author::inspect::Args),
     /// Builds and tests a policy whenever its source changes, and optionally pushes it to a gateway.
     ///
@@ -78,7 +79,7 @@ enum Command {
     /// a `[[plugin]]`.
     ///
     /// What a gateway would refuse is not published. Annotations of the manifest state the name and the
-    /// version that were signed, the contract and the hooks. Credentials are those of `docker login`.
+    /// version that were signed, the contract, the hooks, and the schema of the settings if it has at most 8 KiB. Credentials are those of `docker login`.
     Publish(author::publish::Args),
     /// Fetches a policy from an OCI registry, and its signature.
     Fetch(fetch::Args),
@@ -103,6 +104,8 @@ enum Command {
     Differences(show::ShowArgs),
     /// Shows the active policies and the overrides of their files.
     Status(show::StatusArgs),
+    /// Shows the settings of an active policy: their types, defaults and descriptions, if it describes them.
+    Settings(settings::Args),
     /// Shows the stored versions of a policy, with their activations and deactivations.
     Versions(show::ShowArgs),
 }
@@ -128,6 +131,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         Command::Abandon(args) => operator::post_command(&args, "abandon"),
         Command::Differences(args) => show::differences(args),
         Command::Status(args) => show::status(args),
+        Command::Settings(args) => settings::run(args),
         Command::Versions(args) => show::versions(args),
     }
 }

@@ -7,6 +7,7 @@ mod printing;
 mod released;
 mod retention;
 mod rooms_and_absent;
+mod settings;
 mod shadows;
 mod steering;
 mod strays;

@@ -23,7 +23,7 @@ const WORLD: [&str; 3] = [
      world printing {
          import wasi:cli/stderr@0.2.0;
          import wasi:io/streams@0.2.0;
-         export halley:policy/filter@0.1.2;
+         export halley:policy/filter@0.1.3;
      }",
 ];
 
@@ -38,7 +38,7 @@ fn raises(folder: &Path, text: &str) -> PathBuf {
             (memory (export "memory") 17)
             (data (i32.const 4096) "{data}")
             (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 1048576))
-            (func (export "halley:policy/filter@0.1.2#filter") (param i32 i32 i32 i32 i32) (result i32)
+            (func (export "halley:policy/filter@0.1.3#filter") (param i32 i32 i32 i32 i32) (result i32)
                 (if (local.get 4) (then
                     (call $write (call $stderr) (i32.const 4096) (i32.const {length}) (i32.const 64))
                     (unreachable)))

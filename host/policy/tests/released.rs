@@ -9,7 +9,7 @@ use crate::decision::{AbsenceCause, AbsentRecipient, Disposition, IdKind, Verdic
 use crate::membership::{Connection, CurrentPlacement, Grouping, Membership};
 
 /// The released versions.
-const RELEASED: [&str; 2] = ["0.1.0", "0.1.1"];
+const RELEASED: [&str; 3] = ["0.1.0", "0.1.1", "0.1.2"];
 
 /// A plugin of this version, with this configuration.
 fn released(version: &str, name: &str, config: serde_json::Value) -> PluginConfig {
@@ -153,5 +153,5 @@ fn a_newer_plugin_is_refused_with_both_versions() {
     let refused = Engine::new().refusal(&[PluginConfig::new("new", file)]).remove(0);
     assert!(refused.contains("imports what the gateway does not offer"), "{refused}");
     assert!(refused.contains("was built for the contract halley:policy@0.1.99"), "{refused}");
-    assert!(refused.contains("this gateway speaks halley:policy@0.1.2; upgrade the gateway"), "{refused}");
+    assert!(refused.contains("this gateway speaks halley:policy@0.1.3; upgrade the gateway"), "{refused}");
 }

@@ -20,7 +20,7 @@ const KEEPS_ALL: &str = r#"(module
     (local.set $at (i32.and (i32.add (global.get $next) (i32.const 7)) (i32.const -8)))
     (global.set $next (i32.add (local.get $at) (local.get $size)))
     (local.get $at))
-  (func (export "halley:policy/retention@0.1.2#retain")
+  (func (export "halley:policy/retention@0.1.3#retain")
     (param i32 i32 i32) (param $rows i32) (param $count i32) (param i32 i32 i32 i32 i32 i32 i32 i32) (result i32)
     (local $at i32) (local $operation i32)
     (global.set $next (i32.const 8388608))
@@ -37,7 +37,7 @@ const KEEPS_ALL: &str = r#"(module
     (i32.const 16)))"#;
 
 fn keeps_all(folder: &Path) -> PathBuf {
-    let world = "package test:retention; world w { export halley:policy/retention@0.1.2; }";
+    let world = "package test:retention; world w { export halley:policy/retention@0.1.3; }";
     let file = folder.join("keeps_all.wasm");
     std::fs::write(&file, with_contract(KEEPS_ALL, &[world], None).unwrap()).unwrap();
     file

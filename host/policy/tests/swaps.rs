@@ -34,7 +34,7 @@ fn all_problems_are_reported_at_once() {
         configured(unruly("looper"), json!({ "start": "loop" })),
     ]);
     let expected = [
-        "was built for the contract halley:policy@0.0.9, this gateway speaks halley:policy@0.1.2",
+        "was built for the contract halley:policy@0.0.9, this gateway speaks halley:policy@0.1.3",
         "is not WebAssembly",
         "cannot be read",
         "has the name of an earlier plugin",

@@ -27,19 +27,25 @@
 use halley_plugin::canonical_comet;
 use halley_plugin::prelude::*;
 
-halley_plugin::export!(CometDrain: Grouping);
+halley_plugin::export!(CometDrain: Grouping, Settings);
+halley_plugin::settings!(Config: "settings.json");
 
 /// The plugin's `config` table.
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct Config {
+    /// The addresses of the comets that are taken out of service, in any spelling.
     draining: Vec<String>,
+    /// What happens to messages to their connections.
     #[serde(default)]
     action: Action,
+    /// The address that takes over; for `redirect`, and only then.
     to: Option<String>,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize, schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 enum Action {
     #[default]

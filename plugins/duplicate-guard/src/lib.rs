@@ -30,31 +30,44 @@ use halley_plugin::RoomPattern;
 use halley_plugin::prelude::*;
 use sha2::{Digest, Sha256};
 
-halley_plugin::export!(DuplicateGuard: Filter);
+halley_plugin::export!(DuplicateGuard: Filter, Settings);
+halley_plugin::settings!(Config: "settings.json");
 
 /// The plugin's `config` table.
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct Config {
+    /// Stops repetitions of a message. Absent: duplicates pass.
     duplicates: Option<Duplicates>,
+    /// Limits the rate of messages to a room. Absent: no limit.
     cooldown: Option<Cooldown>,
 }
 
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct Duplicates {
+    /// For how long a message stops those that are the same, such as `60s`.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(test, schemars(with = "String"))]
     within: Duration,
+    /// The header that makes messages the same. Absent: their bodies.
     header: Option<String>,
 }
 
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct Cooldown {
+    /// At most one message per room in this time, such as `1s`.
     #[serde(with = "humantime_serde")]
+    #[cfg_attr(test, schemars(with = "String"))]
     within: Duration,
+    /// Operations that always pass and do not count, such as gifts.
     #[serde(default)]
     spare_operations: Vec<i32>,
+    /// Only in these rooms; empty: in all.
     #[serde(default)]
     rooms: Vec<RoomPattern>,
 }

@@ -30,28 +30,39 @@ use halley_plugin::prelude::*;
 
 use words::Words;
 
-halley_plugin::export!(KeywordFilter: Filter);
+halley_plugin::export!(KeywordFilter: Filter, Settings);
+halley_plugin::settings!(Config: "settings.json");
 
 /// The plugin's `config` table.
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct Config {
+    /// What to look for.
+    #[cfg_attr(test, schemars(length(min = 1), inner(length(min = 1))))]
     words: Vec<String>,
+    /// What happens to a message that contains one of the words.
     #[serde(default)]
     action: Action,
+    /// Replaces each character of a word that is masked.
     #[serde(default = "asterisk")]
     mask: char,
+    /// Whether upper and lower case are the same.
     #[serde(default = "yes")]
     ignore_case: bool,
+    /// Whether a word is not found inside of a longer one, such as `ass` in `class`.
     #[serde(default)]
     whole_words: bool,
+    /// Only messages with these operations; empty: all.
     #[serde(default)]
     operations: Vec<i32>,
+    /// Only messages to these rooms; empty: all messages.
     #[serde(default)]
     rooms: Vec<RoomPattern>,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize, schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 enum Action {
     #[default]

@@ -28,31 +28,43 @@
 use halley_plugin::RoomPattern;
 use halley_plugin::prelude::*;
 
-halley_plugin::export!(OfflineRules: Offline);
+halley_plugin::export!(OfflineRules: Offline, Settings);
+halley_plugin::settings!(Config: "settings.json");
 
 /// The plugin's `config` table.
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct Config {
+    /// The first matching rule decides; if none matches, the next policy does.
     rules: Vec<RuleConfig>,
 }
 
 /// A rule as configured.
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct RuleConfig {
+    /// Whom the message is for. Absent: any.
     audience: Option<AudienceName>,
+    /// The operations of the message; empty: any.
     #[serde(default)]
     operations: Vec<i32>,
+    /// The rooms of the message; empty: any room or none.
     #[serde(default)]
     rooms: Vec<RoomPattern>,
+    /// What happens to it.
     action: Action,
+    /// The channel of the notification; for `notify`, and only then.
     channel: Option<String>,
+    /// How long it is stored, such as `30d`; for `store`. Absent: `[offline] retention`, also the maximum.
     #[serde(default, with = "humantime_serde")]
+    #[cfg_attr(test, schemars(with = "Option<String>"))]
     retention: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 enum AudienceName {
     Keys,
@@ -61,6 +73,7 @@ enum AudienceName {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 enum Action {
     Store,

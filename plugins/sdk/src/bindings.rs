@@ -21,8 +21,8 @@ pub mod common {
         inline: "
             package halley:sdk-common;
             world common {
-                import halley:policy/types@0.1.2;
-                import halley:policy/host@0.1.2;
+                import halley:policy/types@0.1.3;
+                import halley:policy/host@0.1.3;
             }
         ",
         additional_derives: [PartialEq],
@@ -37,12 +37,27 @@ pub mod lifecycle {
         inline: "
             package halley:sdk-lifecycle;
             world lifecycle-only {
-                export halley:policy/lifecycle@0.1.2;
+                export halley:policy/lifecycle@0.1.3;
             }
         ",
         generate_all,
         pub_export_macro: true,
         export_macro_name: "export_lifecycle",
+    });
+}
+
+pub mod settings {
+    wit_bindgen::generate!({
+        path: "../../wit",
+        inline: "
+            package halley:sdk-settings;
+            world settings-only {
+                export halley:policy/settings@0.1.3;
+            }
+        ",
+        generate_all,
+        pub_export_macro: true,
+        export_macro_name: "export_settings",
     });
 }
 
@@ -52,12 +67,12 @@ pub mod filter {
         inline: "
             package halley:sdk-filter;
             world filter-only {
-                export halley:policy/filter@0.1.2;
+                export halley:policy/filter@0.1.3;
             }
         ",
-        with: { "halley:policy/types@0.1.2": super::common::halley::policy::types },
+        with: { "halley:policy/types@0.1.3": super::common::halley::policy::types },
         additional_derives: [PartialEq],
-        additional_type_attributes: { "halley:policy/filter@0.1.2/amendment": [#[derive(Default)]] },
+        additional_type_attributes: { "halley:policy/filter@0.1.3/amendment": [#[derive(Default)]] },
         generate_all,
         pub_export_macro: true,
         export_macro_name: "export_filter",
@@ -70,10 +85,10 @@ pub mod filter_columns {
         inline: "
             package halley:sdk-filter-columns;
             world filter-columns-only {
-                export halley:policy/filter-columns@0.1.2;
+                export halley:policy/filter-columns@0.1.3;
             }
         ",
-        with: { "halley:policy/types@0.1.2": super::common::halley::policy::types },
+        with: { "halley:policy/types@0.1.3": super::common::halley::policy::types },
         generate_all,
         pub_export_macro: true,
         export_macro_name: "export_filter_columns",
@@ -86,10 +101,10 @@ pub mod retention {
         inline: "
             package halley:sdk-retention;
             world retention-only {
-                export halley:policy/retention@0.1.2;
+                export halley:policy/retention@0.1.3;
             }
         ",
-        with: { "halley:policy/types@0.1.2": super::common::halley::policy::types },
+        with: { "halley:policy/types@0.1.3": super::common::halley::policy::types },
         generate_all,
         pub_export_macro: true,
         export_macro_name: "export_retention",
@@ -102,11 +117,11 @@ pub mod grouping {
         inline: "
             package halley:sdk-grouping;
             world grouping-only {
-                export halley:policy/grouping@0.1.2;
+                export halley:policy/grouping@0.1.3;
             }
         ",
         additional_derives: [PartialEq],
-        additional_type_attributes: { "halley:policy/grouping@0.1.2/regrouping": [#[derive(Default)]] },
+        additional_type_attributes: { "halley:policy/grouping@0.1.3/regrouping": [#[derive(Default)]] },
         generate_all,
         pub_export_macro: true,
         export_macro_name: "export_grouping",
@@ -119,14 +134,14 @@ pub mod grouping_columns {
         inline: "
             package halley:sdk-grouping-columns;
             world grouping-columns-only {
-                export halley:policy/grouping-columns@0.1.2;
+                export halley:policy/grouping-columns@0.1.3;
             }
         ",
         additional_derives: [PartialEq],
         additional_type_attributes: {
-            "halley:policy/grouping-columns@0.1.2/texts": [#[derive(Default)]],
-            "halley:policy/grouping-columns@0.1.2/connections": [#[derive(Default)]],
-            "halley:policy/grouping-columns@0.1.2/regrouping": [#[derive(Default)]],
+            "halley:policy/grouping-columns@0.1.3/texts": [#[derive(Default)]],
+            "halley:policy/grouping-columns@0.1.3/connections": [#[derive(Default)]],
+            "halley:policy/grouping-columns@0.1.3/regrouping": [#[derive(Default)]],
         },
         generate_all,
         pub_export_macro: true,
@@ -140,10 +155,10 @@ pub mod offline {
         inline: "
             package halley:sdk-offline;
             world offline-only {
-                export halley:policy/offline@0.1.2;
+                export halley:policy/offline@0.1.3;
             }
         ",
-        with: { "halley:policy/types@0.1.2": super::common::halley::policy::types },
+        with: { "halley:policy/types@0.1.3": super::common::halley::policy::types },
         additional_derives: [PartialEq],
         generate_all,
         pub_export_macro: true,

@@ -8,13 +8,15 @@ use crate::bindings::filter_columns::exports::halley::policy::filter_columns;
 use crate::bindings::grouping::exports::halley::policy::grouping as records;
 use crate::bindings::grouping_columns::exports::halley::policy::grouping_columns as columns;
 use crate::bindings::retention::exports::halley::policy::retention as retained;
-use crate::bindings::{filter, lifecycle, offline};
+use crate::bindings::{filter, lifecycle, offline, settings};
 use crate::policy::from_json;
 use crate::room::{self, Connections, Room};
-use crate::{Filter, Grouping, Message, Offline, Policy, Retention, Source, retention};
+use crate::{Filter, Grouping, Message, Offline, Policy, Retention, Settings, Source, retention};
 
 /// Exports a policy with the hooks that it implements: `export!(MyPolicy: Filter)`,
 /// `export!(MyPolicy: Filter, Offline)`. Use it once per crate.
+///
+/// `Settings` in the list exports the description of the configuration: see [`Settings`](crate::Settings).
 ///
 /// The gateway sees exactly these hooks. In native builds this only checks that they are implemented,
 /// so that the crate's tests need no WebAssembly.
@@ -79,9 +81,16 @@ macro_rules! __export_hook {
             Exported with_types_in $crate::__private::bindings::offline
         );
     };
+    (Settings) => {
+        $crate::__private::bindings::settings::export_settings!(
+            Exported with_types_in $crate::__private::bindings::settings
+        );
+    };
     ($other:ident) => {
         ::std::compile_error!(::std::concat!(
-            "no hook `", ::std::stringify!($other), "`; there are Filter, Retention, Grouping and Offline"
+            "no hook `",
+            ::std::stringify!($other),
+            "`; there are Filter, Retention, Grouping and Offline, and Settings"
         ));
     };
 }
@@ -101,11 +110,14 @@ macro_rules! __check_hook {
     (Offline, $policy:ty) => {
         let _ = $crate::__private::has_offline::<$policy>;
     };
+    (Settings, $policy:ty) => {
+        let _ = $crate::__private::has_settings::<$policy>;
+    };
     ($other:ident, $policy:ty) => {
         ::std::compile_error!(::std::concat!(
             "no hook `",
             ::std::stringify!($other),
-            "`; there are Filter, Retention, Grouping and Offline"
+            "`; there are Filter, Retention, Grouping and Offline, and Settings"
         ));
     };
 }
@@ -118,6 +130,8 @@ pub const fn has_retention<P: Retention>() {}
 pub const fn has_grouping<P: Grouping>() {}
 /// Compiles for policies with the `offline` hook.
 pub const fn has_offline<P: Offline>() {}
+/// Compiles for policies whose configuration describes itself.
+pub const fn has_settings<P: Policy<Config: Settings>>() {}
 
 /// Where an instance keeps its policy. An instance has one thread and one call at a time.
 pub struct Slot<P> {
@@ -172,6 +186,15 @@ pub trait Component {
 impl<C: Component> lifecycle::exports::halley::policy::lifecycle::Guest for C {
     fn init(config: String) -> Result<(), String> {
         C::with_slot(|slot| slot.init(&config))
+    }
+}
+
+impl<C> settings::exports::halley::policy::settings::Guest for C
+where
+    C: Component<Policy: Policy<Config: Settings>>,
+{
+    fn schema() -> String {
+        <<C::Policy as Policy>::Config as Settings>::schema()
     }
 }
 

@@ -34,7 +34,8 @@
 //! - **Configuration** is the plugin's `config` table. A policy that is `Deserialize` is its own
 //!   configuration, as above; one that converts its configuration to something else (such as a
 //!   compiled word list) implements [`Policy`]. An invalid value refuses the version, with the key in
-//!   the message, and the previous version stays active.
+//!   the message, and the previous version stays active. [`Settings`] describes it, so that the gateway reports
+//!   all mistakes at once, and people see what can be set.
 //! - **Hooks** are [`Filter`], [`Retention`], [`Grouping`] and [`Offline`]. [`export!`] lists the policy's hooks;
 //!   the gateway calls no other.
 //! - **The host's functions**: [`log`], [`now`], [`counter_add`], [`gauge_set`], [`state`].
@@ -55,7 +56,7 @@
 //! gateway loads policies of its own version and of earlier ones of the same line (`0.1`), and a
 //! policy of a later one as long as it needs nothing that the gateway lacks. This SDK uses the
 //! columns of 0.1.1 for batches and rooms, and falls back to records on gateways of version 0.1.0;
-//! `Retention` needs a gateway of version 0.1.2, earlier ones do not call it.
+//! `Retention` needs a gateway of version 0.1.2, and `Settings` one of 0.1.3; earlier ones do not call them.
 //! Anything else is refused when it is loaded, with both versions and the remedy.
 
 mod batch;
@@ -72,6 +73,7 @@ mod policy;
 mod retention;
 mod room;
 mod scope;
+mod settings;
 #[cfg(not(target_family = "wasm"))]
 pub mod testing;
 
@@ -85,6 +87,9 @@ pub use policy::{NoConfig, Policy};
 pub use retention::{Keep, Retention};
 pub use room::{Connection, Connections, ConnectionsIter, Room};
 pub use scope::RoomPattern;
+pub use settings::Settings;
+#[cfg(feature = "schema")]
+pub use settings::schema_of;
 
 /// The imports of nearly every policy.
 pub mod prelude {
@@ -102,5 +107,7 @@ pub mod prelude {
 #[doc(hidden)]
 pub mod __private {
     pub use crate::bindings;
-    pub use crate::export::{Component, Slot, has_filter, has_grouping, has_offline, has_retention};
+    pub use crate::export::{
+        Component, Slot, has_filter, has_grouping, has_offline, has_retention, has_settings,
+    };
 }

@@ -35,6 +35,22 @@ impl<'de> Deserialize<'de> for RoomPattern {
     }
 }
 
+#[cfg(feature = "schema")]
+impl schemars::JsonSchema for RoomPattern {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "RoomPattern".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "description": "A room id, or the beginning of one that ends with `*`.",
+            "type": "string",
+            "minLength": 1,
+            "pattern": r"^[^*]*\*?$",
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

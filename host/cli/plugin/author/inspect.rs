@@ -6,7 +6,8 @@ use prometheus_client::registry::Registry;
 
 use crate::artifact;
 use crate::cli::plugin::author::project::EngineArgs;
-use crate::cli::{EXIT_FAILURE, EXIT_SUCCESS, OrUsage as _, fail, print_json, print_lines};
+use crate::cli::plugin::settings;
+use crate::cli::{EXIT_FAILURE, EXIT_SUCCESS, OrUsage as _, fail, print, print_json, print_lines};
 use crate::wasm::{Inspection, Runtime, inspect};
 
 /// Arguments of `halley plugin inspect`.
@@ -41,6 +42,10 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
     } else {
         print_lines(summary(&args.file, &inspected));
         print_lines(interfaces(&inspected));
+        if let Some(schema) = &inspected.settings {
+            print("  settings");
+            print_lines(settings::table(schema).iter().map(|line| format!("  {line}")));
+        }
     }
     let Some(why) = &inspected.refused else { return Ok(EXIT_SUCCESS) };
     fail(&format!("a gateway would refuse it: it {why}"));

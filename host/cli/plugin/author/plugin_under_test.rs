@@ -79,7 +79,8 @@ impl PluginUnderTest {
         plugin.time_budget = Fraction(1.0);
         let replaced = self.runtime.block_on(self.policies.replace(vec![plugin]));
         replaced.map_err(|refused| {
-            let is_refusal = refused.problems.iter().any(|one| one.kind == ProblemKind::Configuration);
+            let of_configuration = [ProblemKind::Configuration, ProblemKind::Settings];
+            let is_refusal = refused.problems.iter().any(|one| of_configuration.contains(&one.kind));
             let reasons: Vec<String> = refused.problems.into_iter().map(|problem| problem.message).collect();
             let why = reasons.join("; ");
             if is_refusal { StartError::Configuration(why) } else { StartError::Other(why) }

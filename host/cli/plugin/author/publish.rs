@@ -8,6 +8,7 @@ use prometheus_client::registry::Registry;
 use crate::artifact::{self, PluginUpload, SignedVersion, TaggedReference};
 use crate::cli::plugin::author::project::EngineArgs;
 use crate::cli::plugin::fetch::RegistryArgs;
+use crate::cli::plugin::settings;
 use crate::cli::plugin::signing::SigningArgs;
 use crate::cli::{EXIT_FAILURE, EXIT_SUCCESS, OrUsage as _, fail, print, usage};
 use crate::digest::Digest;
@@ -107,6 +108,7 @@ fn annotations(
         (VERSION, version),
         (CONTRACT, inspected.contract.clone()),
         (HOOKS, Some(inspected.hooks.join(","))),
+        (settings::ANNOTATION, inspected.settings.as_deref().and_then(settings::annotation)),
     ];
     all.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
 }

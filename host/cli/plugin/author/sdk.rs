@@ -15,7 +15,7 @@ macro_rules! sources {
 }
 
 /// Its files, by their paths in `plugins/sdk`.
-const SOURCES: [(&str, &str); 17] = sources![
+const SOURCES: [(&str, &str); 18] = sources![
     "src/batch.rs",
     "src/bindings.rs",
     "src/comet.rs",
@@ -30,6 +30,7 @@ const SOURCES: [(&str, &str); 17] = sources![
     "src/retention.rs",
     "src/room.rs",
     "src/scope.rs",
+    "src/settings.rs",
     "src/testing/build.rs",
     "src/testing/mod.rs",
     "src/testing/stand_in.rs",
@@ -119,7 +120,7 @@ mod tests {
         assert_eq!(parsed["package"]["name"].as_str(), Some(NAME));
         assert_eq!(parsed["package"]["edition"].as_str(), Some("2024"));
         let dependencies: Vec<_> = parsed["dependencies"].as_table().unwrap().keys().cloned().collect();
-        assert_eq!(dependencies, ["serde", "serde_json", "serde_path_to_error", "wit-bindgen"]);
+        assert_eq!(dependencies, ["schemars", "serde", "serde_json", "serde_path_to_error", "wit-bindgen"]);
     }
 
     #[test]

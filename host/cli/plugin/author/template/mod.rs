@@ -62,8 +62,9 @@ publish = false
 crate-type = ["cdylib"]
 
 [dependencies]
-{sdk} = {{ path = {path} }}
+{sdk} = {{ path = {path}, features = ["schema"] }}
 serde = {{ version = "1", features = ["derive"] }}
+schemars = {{ version = "1", default-features = false, features = ["derive"] }}
 
 [dev-dependencies]
 serde_json = "1"
@@ -90,9 +91,10 @@ fn code(name: &str, parts: &[&TemplatePart]) -> String {
         r#"//! {does}
 
 use halley_plugin::prelude::*;
+use schemars::JsonSchema;
 
-/// The gateway's `[plugin.config]`. Mistyped keys are refused.
-#[derive(Deserialize)]
+/// The gateway's `[plugin.config]`. Mistyped keys are refused; the comments describe the settings.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct NAME {{
 {fields}
@@ -100,7 +102,8 @@ struct NAME {{
 
 {code}
 
-halley_plugin::export!(NAME: {hooks});
+halley_plugin::export!(NAME: {hooks}, Settings);
+halley_plugin::settings!(NAME);
 
 #[cfg(test)]
 mod tests {{
@@ -141,7 +144,7 @@ fn cases(parts: &[&TemplatePart]) -> String {
 [[case]]
 name = "a mistyped key is refused"
 config = {{ wrods = [] }}
-refused = "unknown field"
+refused = "config.wrods: unknown key"
 "#
     )
 }
