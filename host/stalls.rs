@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use serde::Serialize;
@@ -32,7 +32,7 @@ label_enum! {
     /// Where records are held.
     #[derive(PartialOrd, Ord, Serialize)]
     #[serde(rename_all = "kebab-case")]
-    pub enum StallStage {
+    pub enum StallStage as "stage" {
         /// Reading from Kafka: a batch cannot be fetched or decompressed.
         Consume = "consume",
         /// Reading the key in Redis that proves redriven records.
@@ -75,11 +75,6 @@ impl Display for StallStage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StageLabel {
-    stage: StallStage,
 }
 
 /// The record that is held, and where.
@@ -234,8 +229,7 @@ impl Collector for Stalls {
             encoder.encode_descriptor("halley_stalled_partitions", help, None, gauge.metric_type())?;
         for stage in StallStage::ALL {
             let partitions = stalls.iter().filter(|stall| stall.stage == stage).count();
-            let label = StageLabel { stage };
-            ConstGauge::new(partitions as i64).encode(family.encode_family(&label)?)?;
+            ConstGauge::new(partitions as i64).encode(family.encode_family(&stage)?)?;
         }
         Ok(())
     }

@@ -22,7 +22,7 @@ use prometheus_client::registry::Registry;
 use tracing_subscriber::EnvFilter;
 
 pub use fields::Fields;
-pub(crate) use metrics::{label_enum, metrics};
+pub(crate) use metrics::{Label, at_zero, label_enum, metrics};
 use sink::LogSink;
 pub use throttle::LogThrottle;
 

@@ -13,10 +13,8 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{post, put};
 use axum::{Extension, Router};
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::registry::Registry;
 use serde_json::json;
 use tokio::sync::Semaphore;
 use tracing::info;
@@ -29,7 +27,7 @@ use crate::http_server::peer::{ClientName, Peer};
 use crate::http_server::refusals::shown;
 use crate::http_server::response::{discard, error_response, retry_later_response};
 use crate::policy::{Policies, Upload};
-use crate::telemetry::label_enum;
+use crate::telemetry::{label_enum, metrics};
 
 /// Maximum size of a plugin, in bytes.
 const MAX_PLUGIN: usize = 64 * 1024 * 1024;
@@ -61,7 +59,7 @@ struct AuditOutcome {
 
 label_enum! {
     /// What a write does.
-    enum WriteOperation {
+    enum WriteOperation as "operation" {
         Push = "push",
         Rollback = "rollback",
         Release = "release",
@@ -72,31 +70,18 @@ label_enum! {
 
 label_enum! {
     /// What became of a write.
-    enum WriteOutcome {
+    enum WriteOutcome as "outcome" {
         Applied = "applied",
         Refused = "refused",
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct WriteLabels {
-    operation: WriteOperation,
-    outcome: WriteOutcome,
-}
-
-/// Counts writes.
-#[derive(Clone, Debug, Default)]
-pub(super) struct WriteMetrics(Family<WriteLabels, Counter>);
-
-impl WriteMetrics {
-    pub(super) fn register(registry: &mut Registry) -> Self {
-        let metrics = Self::default();
-        registry.register(
-            "halley_admin_writes",
-            "Changes of policies over the admin API, by operation and outcome",
-            metrics.0.clone(),
-        );
-        metrics
+metrics! {
+    /// Counts writes.
+    #[derive(Clone, Debug)]
+    pub(super) struct WriteMetrics {
+        /// Changes of policies over the admin API, by operation and outcome.
+        writes: Family<(WriteOperation, WriteOutcome), Counter> = "halley_admin_writes";
     }
 }
 
@@ -168,7 +153,7 @@ where
     let before = versions(&writes.gateway, names);
     let done = writes.gateway.apply(change).await;
     let outcome = if done.is_ok() { WriteOutcome::Applied } else { WriteOutcome::Refused };
-    writes.metrics.0.get_or_create(&WriteLabels { operation, outcome }).inc();
+    writes.metrics.writes.get_or_create(&(operation, outcome)).inc();
     response(writes, names, before, done)
 }
 

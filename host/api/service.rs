@@ -5,12 +5,10 @@ use std::time::{Duration, Instant};
 
 use futures_util::Stream;
 use futures_util::stream::unfold;
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::Registry;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -23,7 +21,7 @@ use crate::http_server::concurrency::{Busy, ConcurrencyLimiter, LimiterConfig};
 use crate::inbox::{Cursor, DeviceId, Owner, Page, PageQuery, Standing, Unavailable};
 use crate::message::{ConnectionId, UserId};
 use crate::replay::{ReplayError, Replayed};
-use crate::telemetry::{label_enum, latency_histogram};
+use crate::telemetry::{at_zero, label_enum, latency_histogram, metrics};
 
 /// Pages that are read at a time: each takes up to 1 MiB.
 const READS: LimiterConfig =
@@ -39,7 +37,7 @@ const MAX_CLOCK_SKEW_MS: u64 = 3_600_000;
 
 label_enum! {
     /// An operation.
-    pub(super) enum Operation {
+    pub(super) enum Operation as "operation" {
         Read = "read",
         Position = "position",
         Acknowledge = "acknowledge",
@@ -51,7 +49,7 @@ label_enum! {
 
 label_enum! {
     /// How it ended.
-    enum RequestOutcome {
+    enum RequestOutcome as "outcome" {
         Ok = "ok",
         Invalid = "invalid",
         Forbidden = "forbidden",
@@ -61,45 +59,22 @@ label_enum! {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RequestLabels {
-    operation: Operation,
-    outcome: RequestOutcome,
-}
-
-/// The API's metrics.
-#[derive(Clone, Debug)]
-pub(super) struct Metrics {
-    requests: Family<RequestLabels, Counter>,
-    duration: Histogram,
-    pushed: Counter,
-    streams: Gauge,
+metrics! {
+    /// The API's metrics.
+    #[derive(Clone, Debug)]
+    pub(super) struct Metrics {
+        /// Requests to inboxes, by operation and outcome.
+        requests: Family<(Operation, RequestOutcome), Counter> = "halley_api_requests" in at_zero(Family::default());
+        /// Time of a request to an inbox, without the sending of its response.
+        duration: Histogram = "halley_api_request_duration_seconds" in latency_histogram();
+        /// Messages from inboxes that comets acknowledged in replays that were requested.
+        pushed: Counter = "halley_inbox_replayed";
+        /// Replays that are being streamed.
+        streams: Gauge = "halley_inbox_replay_streams";
+    }
 }
 
 impl Metrics {
-    pub(super) fn register(registry: &mut Registry) -> Self {
-        let metrics = Self {
-            requests: Family::default(),
-            duration: latency_histogram(),
-            pushed: Counter::default(),
-            streams: Gauge::default(),
-        };
-        for operation in Operation::ALL {
-            for outcome in RequestOutcome::ALL {
-                drop(metrics.requests.get_or_create(&RequestLabels { operation, outcome }));
-            }
-        }
-        let help = "Requests to inboxes, by operation and outcome";
-        registry.register("halley_api_requests", help, metrics.requests.clone());
-        let help = "Time of a request to an inbox, without the sending of its response";
-        registry.register("halley_api_request_duration_seconds", help, metrics.duration.clone());
-        let help = "Messages from inboxes that comets acknowledged in replays that were requested";
-        registry.register("halley_inbox_replayed", help, metrics.pushed.clone());
-        let help = "Replays that are being streamed";
-        registry.register("halley_inbox_replay_streams", help, metrics.streams.clone());
-        metrics
-    }
-
     fn record<T>(&self, operation: Operation, since: Instant, result: &Result<T, ApiError>) {
         let outcome = match result {
             Ok(_) => RequestOutcome::Ok,
@@ -109,7 +84,7 @@ impl Metrics {
             Err(ApiError::Busy(_)) => RequestOutcome::Busy,
             Err(ApiError::Unavailable(_)) => RequestOutcome::Unavailable,
         };
-        self.requests.get_or_create(&RequestLabels { operation, outcome }).inc();
+        self.requests.get_or_create(&(operation, outcome)).inc();
         self.duration.observe(since.elapsed().as_secs_f64());
     }
 }

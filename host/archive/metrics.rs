@@ -1,6 +1,5 @@
 //! Metrics of the archive.
 
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
@@ -25,7 +24,7 @@ metrics! {
     #[derive(Clone, Debug)]
     pub struct Metrics {
         /// Rows of the archive topic by what became of them.
-        rows: Family<RowLabel, Counter> = "halley_archive_rows";
+        rows: Family<RowOutcome, Counter> = "halley_archive_rows";
         /// Duration of transactions in the archive's database.
         pub(super) duration: Histogram = "halley_archive_write_duration_seconds" in latency_histogram();
     }
@@ -36,13 +35,13 @@ metrics! {
     #[derive(Clone, Debug)]
     pub struct ReadMetrics {
         /// Reads of the archive for pages of inboxes and histories, by outcome.
-        reads: Family<ReadLabel, Counter> = "halley_archive_reads";
+        reads: Family<ReadOutcome, Counter> = "halley_archive_reads";
     }
 }
 
 label_enum! {
     /// How a read ended.
-    pub(super) enum ReadOutcome {
+    pub(super) enum ReadOutcome as "outcome" {
         /// The database answered.
         Ok = "ok",
         /// It could not be used.
@@ -52,20 +51,15 @@ label_enum! {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReadLabel {
-    outcome: ReadOutcome,
-}
-
 impl ReadMetrics {
     pub(super) fn count(&self, outcome: ReadOutcome) {
-        self.reads.get_or_create(&ReadLabel { outcome }).inc();
+        self.reads.get_or_create(&outcome).inc();
     }
 }
 
 label_enum! {
     /// What became of a row.
-    pub(super) enum RowOutcome {
+    pub(super) enum RowOutcome as "outcome" {
         /// It is in the database, possibly since before.
         Written = "written",
         /// The database can never hold it: it became a dead letter.
@@ -75,13 +69,8 @@ label_enum! {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RowLabel {
-    outcome: RowOutcome,
-}
-
 impl Metrics {
     pub(super) fn rows(&self, outcome: RowOutcome, rows: usize) {
-        self.rows.get_or_create(&RowLabel { outcome }).inc_by(rows as u64);
+        self.rows.get_or_create(&outcome).inc_by(rows as u64);
     }
 }

@@ -86,7 +86,7 @@ impl Fleet {
         let discovery = Discovery::new(&config.discovery);
         let mut nodes = NodeList::default();
         nodes.update(&config, &discovery);
-        let access = Arc::new(AccessRules::new(config.allow_list(), metrics.refused.clone()));
+        let access = Arc::new(AccessRules::new(config.allow_list(), metrics.refused()));
         let pending = PendingBytes::new(config.pending_bytes(), metrics.pending_bytes.clone());
         let fleet = Arc::new(Self {
             limits: config.limits(),

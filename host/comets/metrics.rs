@@ -1,205 +1,145 @@
 //! The comets' metrics.
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::Registry;
 
 use super::source::Source;
 use crate::message::{CometAddr, NamedBy};
-use crate::telemetry::latency_histogram;
+use crate::telemetry::{at_zero, label_enum, latency_histogram, metrics};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CometLabel {
     comet: String,
 }
 
-/// A comet's source, and whether it gets BROADCASTs.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct SourceLabels {
-    source: SourceLabel,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-#[expect(non_camel_case_types, reason = "the names are the label's values")]
-enum SourceLabel {
-    configured,
-    dns,
-    discovery,
-    directory,
-    /// In the directory, but neither named lately nor answering: no BROADCASTs.
-    left_out,
-    named,
-    retired,
+label_enum! {
+    /// A comet's source, and whether it gets BROADCASTs.
+    enum SourceLabel as "source" {
+        Configured = "configured",
+        Dns = "dns",
+        Discovery = "discovery",
+        Directory = "directory",
+        /// In the directory, but neither named lately nor answering: no BROADCASTs.
+        LeftOut = "left_out",
+        Named = "named",
+        Retired = "retired",
+    }
 }
 
 impl SourceLabel {
-    const ALL: [Self; 7] = [
-        Self::configured,
-        Self::dns,
-        Self::discovery,
-        Self::directory,
-        Self::left_out,
-        Self::named,
-        Self::retired,
-    ];
-
     fn of(source: Source, broadcasts: bool) -> Self {
         match source {
-            Source::Configured => Self::configured,
-            Source::Dns => Self::dns,
-            Source::Discovery => Self::discovery,
-            Source::Directory if broadcasts => Self::directory,
-            Source::Directory => Self::left_out,
-            Source::Named => Self::named,
-            Source::Retired => Self::retired,
+            Source::Configured => Self::Configured,
+            Source::Dns => Self::Dns,
+            Source::Discovery => Self::Discovery,
+            Source::Directory if broadcasts => Self::Directory,
+            Source::Directory => Self::LeftOut,
+            Source::Named => Self::Named,
+            Source::Retired => Self::Retired,
         }
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RefusedLabel {
-    reason: RefusedReason,
-    named_by: RefusedNamedBy,
+label_enum! {
+    /// Why an address was refused.
+    pub(super) enum RefusedReason as "reason" {
+        NotListed = "not_listed",
+        Loopback = "loopback",
+        LinkLocal = "link_local",
+        Unspecified = "unspecified",
+        Multicast = "multicast",
+        Broadcast = "broadcast",
+        /// A plugin named a comet that is not known.
+        UnknownComet = "unknown_comet",
+    }
 }
 
-/// Why an address was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-#[expect(non_camel_case_types, reason = "the names are the label's values")]
-pub(super) enum RefusedReason {
-    not_listed,
-    loopback,
-    link_local,
-    unspecified,
-    multicast,
-    broadcast,
-    /// A plugin named a comet that is not known.
-    unknown_comet,
+label_enum! {
+    enum RefusedNamedBy as "named_by" {
+        Directory = "directory",
+        Record = "record",
+        Plugin = "plugin",
+    }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-#[expect(non_camel_case_types, reason = "the names are the label's values")]
-enum RefusedNamedBy {
-    directory,
-    record,
-    plugin,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StreamFailureLabels {
-    comet: String,
-    reason: StreamFailure,
-}
-
-/// Why a stream did not begin, or ended before its time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-#[expect(non_camel_case_types, reason = "the names are the label's values")]
-pub(super) enum StreamFailure {
-    /// No Welcome in time.
-    silent,
-    /// The comet answered Hello, or ended the stream, with an error.
-    error,
-    /// The comet broke the protocol.
-    protocol,
-    /// The connection broke.
-    lost,
-    /// A message was not acknowledged in time, or a Ping not answered.
-    overdue,
-    /// A message waited too long for credit.
-    stalled,
-}
-
-impl StreamFailure {
-    const ALL: [Self; 6] =
-        [Self::silent, Self::error, Self::protocol, Self::lost, Self::overdue, Self::stalled];
+label_enum! {
+    /// Why a stream did not begin, or ended before its time.
+    pub(super) enum StreamFailure as "reason" {
+        /// No Welcome in time.
+        Silent = "silent",
+        /// The comet answered Hello, or ended the stream, with an error.
+        Error = "error",
+        /// The comet broke the protocol.
+        Protocol = "protocol",
+        /// The connection broke.
+        Lost = "lost",
+        /// A message was not acknowledged in time, or a Ping not answered.
+        Overdue = "overdue",
+        /// A message waited too long for credit.
+        Stalled = "stalled",
+    }
 }
 
 /// Counts refused addresses.
 #[derive(Clone, Debug, Default)]
-pub(super) struct RefusedMetrics(Family<RefusedLabel, Counter>);
+pub(super) struct RefusedMetrics(Family<(RefusedReason, RefusedNamedBy), Counter>);
 
 impl RefusedMetrics {
     pub(super) fn count(&self, reason: RefusedReason, named_by: NamedBy) {
         let named_by = match named_by {
-            NamedBy::Directory => RefusedNamedBy::directory,
-            NamedBy::Record => RefusedNamedBy::record,
-            NamedBy::TrustedPlugin | NamedBy::Plugin => RefusedNamedBy::plugin,
+            NamedBy::Directory => RefusedNamedBy::Directory,
+            NamedBy::Record => RefusedNamedBy::Record,
+            NamedBy::TrustedPlugin | NamedBy::Plugin => RefusedNamedBy::Plugin,
         };
-        self.0.get_or_create(&RefusedLabel { reason, named_by }).inc();
+        self.0.get_or_create(&(reason, named_by)).inc();
     }
 }
 
-/// The comets' metrics. Their label sets are bounded by the number of known comets.
-#[derive(Clone)]
-pub struct Metrics {
-    success: Family<CometLabel, Counter>,
-    failed: Family<CometLabel, Counter>,
-    retries: Family<CometLabel, Counter>,
-    not_taken: Family<CometLabel, Counter>,
-    queue_full: Family<CometLabel, Counter>,
-    /// Shared by all comets.
-    pub(super) pending_bytes: Gauge,
-    seconds: Family<CometLabel, Histogram, fn() -> Histogram>,
-    waiting: Family<CometLabel, Gauge>,
-    breaker_open: Family<CometLabel, Gauge>,
-    active: Gauge,
-    known: Family<SourceLabels, Gauge>,
-    pub(super) refused: RefusedMetrics,
-    streaming: Family<CometLabel, Gauge>,
-    stream_failures: Family<StreamFailureLabels, Counter>,
+metrics! {
+    /// The comets' metrics. Their label sets are bounded by the number of known comets.
+    #[derive(Clone)]
+    pub struct Metrics {
+        /// Messages that the comet acknowledged.
+        success: Family<CometLabel, Counter> = "job_dispatch_success";
+        /// Messages that the comet did not accept.
+        failed: Family<CometLabel, Counter> = "job_dispatch_failed";
+        /// Known comets whose breaker is closed.
+        active: Gauge = "active_comet_nodes";
+        /// Duration of calls, of each attempt.
+        seconds: Family<CometLabel, Histogram, fn() -> Histogram> = "halley_comet_call_duration_seconds"
+            in Family::new_with_constructor(latency_histogram);
+        /// Messages queued for the comet or in flight to it.
+        waiting: Family<CometLabel, Gauge> = "halley_comet_queued_messages";
+        /// Whether the comet's breaker is open (1).
+        breaker_open: Family<CometLabel, Gauge> = "halley_comet_breaker_open";
+        /// Attempts that failed and are retried.
+        retries: Family<CometLabel, Counter> = "halley_comet_retries";
+        /// Known comets by source; left_out are comets of the directory that were not named lately and do not
+        /// answer.
+        known: Family<SourceLabel, Gauge> = "halley_comets_known" in at_zero(Family::default());
+        /// Calls that were not made because the comet's address is not allowed, by reason and by who named it;
+        /// see [comets] allow.
+        not_allowed: Family<(RefusedReason, RefusedNamedBy), Counter> = "halley_comets_refused";
+        /// Connections that did not accept a message although their comet answers.
+        not_taken: Family<CometLabel, Counter> = "halley_comet_not_taken";
+        /// Messages that had to wait for room in the comet's queue.
+        queue_full: Family<CometLabel, Counter> = "halley_comet_queue_full";
+        /// Bytes of messages queued for comets or in flight, each message once.
+        pub(super) pending_bytes: Gauge = "halley_comets_pending_bytes";
+        /// Whether the comet gets messages by stream (1).
+        streaming: Family<CometLabel, Gauge> = "halley_comet_streaming";
+        /// Streams that did not begin, or ended before their time, by reason; a comet that does not serve streams
+        /// is not counted.
+        stream_failures: Family<(CometLabel, StreamFailure), Counter> = "halley_comet_stream_failures";
+    }
 }
 
 impl Metrics {
-    /// Registers the comets' metrics.
-    pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self {
-            success: Family::default(),
-            failed: Family::default(),
-            retries: Family::default(),
-            not_taken: Family::default(),
-            queue_full: Family::default(),
-            pending_bytes: Gauge::default(),
-            seconds: Family::new_with_constructor(latency_histogram as fn() -> Histogram),
-            waiting: Family::default(),
-            breaker_open: Family::default(),
-            active: Gauge::default(),
-            known: Family::default(),
-            refused: RefusedMetrics::default(),
-            streaming: Family::default(),
-            stream_failures: Family::default(),
-        };
-        let help = "Messages that the comet acknowledged";
-        registry.register("job_dispatch_success", help, metrics.success.clone());
-        let help = "Messages that the comet did not accept";
-        registry.register("job_dispatch_failed", help, metrics.failed.clone());
-        let help = "Known comets whose breaker is closed";
-        registry.register("active_comet_nodes", help, metrics.active.clone());
-        let help = "Duration of calls, of each attempt";
-        registry.register("halley_comet_call_duration_seconds", help, metrics.seconds.clone());
-        let help = "Messages queued for the comet or in flight to it";
-        registry.register("halley_comet_queued_messages", help, metrics.waiting.clone());
-        let help = "Whether the comet's breaker is open (1)";
-        registry.register("halley_comet_breaker_open", help, metrics.breaker_open.clone());
-        let help = "Attempts that failed and are retried";
-        registry.register("halley_comet_retries", help, metrics.retries.clone());
-        let help = "Known comets by source; left_out are comets of the directory that were not named lately and do not answer";
-        registry.register("halley_comets_known", help, metrics.known.clone());
-        let help = "Calls that were not made because the comet's address is not allowed, by reason and by who named it; see [comets] allow";
-        registry.register("halley_comets_refused", help, metrics.refused.0.clone());
-        metrics.count_comets(std::iter::empty());
-        let help = "Connections that did not accept a message although their comet answers";
-        registry.register("halley_comet_not_taken", help, metrics.not_taken.clone());
-        let help = "Messages that had to wait for room in the comet's queue";
-        registry.register("halley_comet_queue_full", help, metrics.queue_full.clone());
-        let help = "Bytes of messages queued for comets or in flight, each message once";
-        registry.register("halley_comets_pending_bytes", help, metrics.pending_bytes.clone());
-        let help = "Whether the comet gets messages by stream (1)";
-        registry.register("halley_comet_streaming", help, metrics.streaming.clone());
-        let help = "Streams that did not begin, or ended before their time, by reason; a comet that does not serve streams is not counted";
-        registry.register("halley_comet_stream_failures", help, metrics.stream_failures.clone());
-        metrics
+    pub(super) fn refused(&self) -> RefusedMetrics {
+        RefusedMetrics(self.not_allowed.clone())
     }
 
     /// Sets how many comets are known: by source, and whether they get BROADCASTs.
@@ -207,7 +147,7 @@ impl Metrics {
         let labels: Vec<_> = comets.map(|(source, broadcasts)| SourceLabel::of(source, broadcasts)).collect();
         for source in SourceLabel::ALL {
             let count = labels.iter().filter(|label| **label == source).count();
-            self.known.get_or_create(&SourceLabels { source }).set(i64::try_from(count).unwrap_or(i64::MAX));
+            self.known.get_or_create(&source).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
     }
 
@@ -226,7 +166,7 @@ impl Metrics {
             active: self.active.clone(),
             streaming: self.streaming.get_or_create_owned(&label),
             stream_failures: self.stream_failures.clone(),
-            comet: label.comet,
+            comet: label,
         }
     }
 
@@ -241,7 +181,7 @@ impl Metrics {
         }
         self.seconds.remove(&label);
         for reason in StreamFailure::ALL {
-            self.stream_failures.remove(&StreamFailureLabels { comet: label.comet.clone(), reason });
+            self.stream_failures.remove(&(label.clone(), reason));
         }
     }
 }
@@ -260,14 +200,13 @@ pub(super) struct CometMetrics {
     /// Shared by all comets.
     pub(super) active: Gauge,
     pub(super) streaming: Gauge,
-    stream_failures: Family<StreamFailureLabels, Counter>,
-    comet: String,
+    stream_failures: Family<(CometLabel, StreamFailure), Counter>,
+    comet: CometLabel,
 }
 
 impl CometMetrics {
     /// A stream failed.
     pub(super) fn stream_failed(&self, reason: StreamFailure) {
-        let labels = StreamFailureLabels { comet: self.comet.clone(), reason };
-        self.stream_failures.get_or_create(&labels).inc();
+        self.stream_failures.get_or_create(&(self.comet.clone(), reason)).inc();
     }
 }

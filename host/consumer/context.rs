@@ -126,7 +126,7 @@ impl Context {
 
     /// Takes the partitions that no member of the group has.
     pub(super) fn set_unassigned(&self, partitions: Vec<PartitionKey>) {
-        self.metrics.unassigned.set(i64::try_from(partitions.len()).unwrap_or(i64::MAX));
+        self.metrics.counted.unassigned.set(i64::try_from(partitions.len()).unwrap_or(i64::MAX));
         let names = (!partitions.is_empty()).then(|| names_of(&partitions.iter().collect::<Vec<_>>()));
         let Some(changed) = self.health.set_unassigned(names) else { return };
         match changed {
@@ -353,7 +353,7 @@ impl ClientContext for Context {
 
 impl ConsumerContext for Context {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, what: RDKafkaRespErr, list: &mut TopicPartitionList) {
-        self.metrics.rebalances.inc();
+        self.metrics.counted.rebalances.inc();
         match what {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => self.assign(consumer, list),
             // rdkafka passes no other values.

@@ -16,17 +16,31 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 
 use crate::memory_guard;
+use crate::telemetry::metrics;
 
 /// The consumer's metrics.
 #[derive(Clone)]
 pub struct Metrics {
-    records: Family<TopicLabel, Counter>,
-    lost: Family<TopicLabel, Counter>,
-    topics_recreated: Counter,
-    pub(super) rebalances: Counter,
-    pub(super) unassigned: Gauge,
+    pub(super) counted: Counted,
     pub(super) memory: memory_guard::Metrics,
     live: PartitionCollector,
+}
+
+metrics! {
+    /// What is counted where it happens.
+    #[derive(Clone)]
+    pub(super) struct Counted {
+        /// Records read from Kafka.
+        records: Family<TopicLabel, Counter> = "halley_records_consumed";
+        /// Records removed by retention or by an operator before they were read.
+        lost: Family<TopicLabel, Counter> = "halley_records_lost";
+        /// Partitions whose topic was deleted and created again.
+        topics_recreated: Counter = "halley_topics_recreated";
+        /// Assignments and revocations.
+        pub(super) rebalances: Counter = "halley_rebalances";
+        /// Partitions of the consumed topics that no member of the group reads.
+        pub(super) unassigned: Gauge = "halley_partitions_unassigned";
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -43,34 +57,9 @@ struct PartitionLabels {
 impl Metrics {
     /// Registers the consumer's metrics.
     pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self {
-            records: Family::default(),
-            lost: Family::default(),
-            topics_recreated: Counter::default(),
-            rebalances: Counter::default(),
-            unassigned: Gauge::default(),
-            memory: memory_guard::Metrics::register(registry),
-            live: PartitionCollector::default(),
-        };
-        registry.register("halley_records_consumed", "Records read from Kafka", metrics.records.clone());
-        registry.register(
-            "halley_records_lost",
-            "Records removed by retention or by an operator before they were read",
-            metrics.lost.clone(),
-        );
-        registry.register(
-            "halley_topics_recreated",
-            "Partitions whose topic was deleted and created again",
-            metrics.topics_recreated.clone(),
-        );
-        registry.register("halley_rebalances", "Assignments and revocations", metrics.rebalances.clone());
-        registry.register(
-            "halley_partitions_unassigned",
-            "Partitions of the consumed topics that no member of the group reads",
-            metrics.unassigned.clone(),
-        );
-        registry.register_collector(Box::new(metrics.live.clone()));
-        metrics
+        let live = PartitionCollector::default();
+        registry.register_collector(Box::new(live.clone()));
+        Self { counted: Counted::register(registry), memory: memory_guard::Metrics::register(registry), live }
     }
 
     /// The lag, in records and in seconds, under other names, for a process with two consumers.
@@ -86,20 +75,20 @@ impl Metrics {
 
     /// Counts the records of this topic that were read.
     pub(super) fn records_of(&self, topic: &str) -> Counter {
-        self.records.get_or_create_owned(&TopicLabel { topic: topic.to_owned() })
+        self.counted.records.get_or_create_owned(&TopicLabel { topic: topic.to_owned() })
     }
 
     pub(super) fn lost(&self, topic: &str, records: u64) {
-        self.lost.get_or_create(&TopicLabel { topic: topic.to_owned() }).inc_by(records);
+        self.counted.lost.get_or_create(&TopicLabel { topic: topic.to_owned() }).inc_by(records);
     }
 
     /// A topic's series starts at zero, so that the first loss is an increase.
     pub(super) fn topic(&self, topic: &str) {
-        drop(self.lost.get_or_create(&TopicLabel { topic: topic.to_owned() }));
+        drop(self.counted.lost.get_or_create(&TopicLabel { topic: topic.to_owned() }));
     }
 
     pub(super) fn topics_recreated(&self) {
-        self.topics_recreated.inc();
+        self.counted.topics_recreated.inc();
     }
 }
 

@@ -59,7 +59,7 @@ pub(super) const HALLEY_HEADERS: [&str; 18] = [
 
 label_enum! {
     /// The stage at which a record became a dead letter.
-    pub enum Stage {
+    pub enum Stage as "stage" {
         /// The record is not a message.
         Decode = "decode",
         /// A policy decided so, or failed.
@@ -77,7 +77,7 @@ label_enum! {
 
 label_enum! {
     /// A part that was left out of a letter.
-    pub enum LetterPart {
+    pub enum LetterPart as "part" {
         /// The record's value.
         Value = "value",
         /// The record's key.

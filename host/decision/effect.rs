@@ -66,7 +66,7 @@ pub enum MessagePart {
 
 label_enum! {
     /// How a plugin failed.
-    pub enum FailureKind {
+    pub enum FailureKind as "kind" {
         /// It trapped.
         Trap = "trap",
         /// It exceeded its deadline.

@@ -29,7 +29,7 @@ label_enum! {
     /// How two versions of a plugin differ on a message.
     #[derive(serde::Serialize)]
     #[serde(rename_all = "kebab-case")]
-    pub enum DifferenceKind {
+    pub enum DifferenceKind as "kind" {
         /// One lets it pass and the other does not, or they stop it differently.
         Verdict = "verdict",
         /// They change its body, its operation or its recipients differently.

@@ -4,14 +4,13 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 use tracing::warn;
 
 use crate::http_server::peer::Peer;
-use crate::telemetry::{LogThrottle, escape, label_enum};
+use crate::telemetry::{LogThrottle, at_zero, escape, label_enum};
 
 /// Log interval of one reason.
 const LOG_EVERY: Duration = Duration::from_secs(10);
@@ -20,7 +19,7 @@ const LONGEST_LOGGED: usize = 200;
 
 label_enum! {
     /// Why a connection or request was refused.
-    pub(crate) enum RefusalReason {
+    pub(crate) enum RefusalReason as "reason" {
         /// All connections are writing.
         Connections = "connections",
         /// Closed for a newer connection.
@@ -57,11 +56,6 @@ impl RefusalReason {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RefusalLabels {
-    reason: RefusalReason,
-}
-
 /// Counts and logs. Clones share their counts.
 #[derive(Clone, Debug)]
 pub(crate) struct Refusals(Arc<RefusalsInner>);
@@ -69,26 +63,23 @@ pub(crate) struct Refusals(Arc<RefusalsInner>);
 #[derive(Debug)]
 struct RefusalsInner {
     listener: &'static str,
-    refused: Family<RefusalLabels, Counter>,
+    refused: Family<RefusalReason, Counter>,
     log: [LogThrottle; RefusalReason::ALL.len()],
 }
 
 impl Refusals {
     /// Creates and registers the metrics of the listener with this name, under `metric`.
     pub(crate) fn register(registry: &mut Registry, metric: &'static str, listener: &'static str) -> Self {
-        let refused = Family::<RefusalLabels, Counter>::default();
+        let refused = at_zero(Family::default());
         let help = format!("Connections and requests that the {listener} listener refused, by reason");
         registry.register(metric, help, refused.clone());
-        for reason in RefusalReason::ALL {
-            drop(refused.get_or_create(&RefusalLabels { reason }));
-        }
         let log = RefusalReason::ALL.map(|_| LogThrottle::new(1, LOG_EVERY));
         Self(Arc::new(RefusalsInner { listener, refused, log }))
     }
 
     /// Counts one refusal, and logs it unless this reason was logged recently. `what` describes it.
     pub(crate) fn count(&self, reason: RefusalReason, from: Option<Peer>, what: impl FnOnce() -> String) {
-        self.0.refused.get_or_create(&RefusalLabels { reason }).inc();
+        self.0.refused.get_or_create(&reason).inc();
         if reason.is_routine() {
             return;
         }

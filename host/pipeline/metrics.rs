@@ -3,22 +3,20 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::Registry;
 use tracing::{debug, error, warn};
 
 use crate::dead_letter::{DeadLetterReason, Stage};
 use crate::message::Record;
 use crate::pipeline::outcome::{HandOverOutcome, MessageOutcome, RecipientOutcome};
-use crate::telemetry::{LogThrottle, label_enum, latency_histogram};
+use crate::telemetry::{LogThrottle, at_zero, label_enum, latency_histogram, metrics};
 
 label_enum! {
     /// A stage that is timed, most of them per batch.
-    pub(super) enum TimedStage {
+    pub(super) enum TimedStage as "stage" {
         Filter = "filter",
         Guard = "guard",
         Resolve = "resolve",
@@ -30,58 +28,41 @@ label_enum! {
 
 label_enum! {
     /// The proof that a record carries for its claim to be redriven.
-    pub(super) enum ProofStatus {
+    pub(super) enum ProofStatus as "proof" {
         Valid = "valid",
         Invalid = "invalid",
         Missing = "missing",
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ProofLabel {
-    proof: ProofStatus,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct TimedStageLabel {
-    stage: TimedStage,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OutcomeLabel {
-    outcome: MessageOutcome,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RecipientLabel {
-    outcome: RecipientOutcome,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct HandOverLabel {
-    outcome: HandOverOutcome,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct DeadLetterLabel {
-    stage: Stage,
-}
-
-/// The pipeline's metrics.
-#[derive(Clone)]
-pub struct Metrics {
-    stages: Family<TimedStageLabel, Histogram, fn() -> Histogram>,
-    messages: Family<OutcomeLabel, Counter>,
-    recipients: Family<RecipientLabel, Counter>,
-    handed_over: Family<HandOverLabel, Counter>,
-    dead_letters: Family<DeadLetterLabel, Counter>,
-    claims: Family<ProofLabel, Counter>,
-    lines: Arc<LogThrottles>,
-    batch: Histogram,
-    message: Histogram,
-    /// That of the stage `deliver`.
-    deliver: Histogram,
-    pub(super) in_flight: Gauge,
+metrics! {
+    /// The pipeline's metrics.
+    #[derive(Clone)]
+    pub struct Metrics {
+        /// Time in a stage.
+        stages: Family<TimedStage, Histogram, fn() -> Histogram> = "halley_stage_duration_seconds"
+            in at_zero(Family::new_with_constructor(latency_histogram));
+        /// Settled messages by outcome.
+        messages: Family<MessageOutcome, Counter> = "halley_messages" in at_zero(Family::default());
+        /// Recipients by outcome.
+        recipients: Family<RecipientOutcome, Counter> = "halley_recipients" in at_zero(Family::default());
+        /// Users who returned while a message was stored for them, by the outcome of its live delivery.
+        handed_over: Family<HandOverOutcome, Counter> = "halley_offline_handed_over" in at_zero(Family::default());
+        /// Records written to the dead-letter topic, by the stage that failed.
+        dead_letters: Family<Stage, Counter> = "halley_dead_letters" in at_zero(Family::default());
+        /// Records that claim to be redriven, by their proof; without a valid proof the claim is ignored.
+        claims: Family<ProofStatus, Counter> = "halley_redrive_proofs" in at_zero(Family::default());
+        /// Records in a batch.
+        batch: Histogram = "halley_batch_records" in Histogram::new(exponential_buckets(1.0, 2.0, 11));
+        /// Time from the start of its batch until a message is settled.
+        message: Histogram = "halley_message_duration_seconds" in latency_histogram();
+        /// Messages being delivered.
+        pub(super) in_flight: Gauge = "halley_messages_in_flight";
+        ..
+        /// That of the stage `deliver`.
+        deliver: Histogram = stages.get_or_create_owned(&TimedStage::Deliver);
+        lines: Arc<LogThrottles> = Arc::default();
+    }
 }
 
 /// Messages that the settler settled, counted together.
@@ -124,72 +105,19 @@ struct LogThrottles {
     claims: LogThrottle,
 }
 
-impl Metrics {
-    /// Registers the pipeline's metrics.
-    pub fn register(registry: &mut Registry) -> Self {
-        let lines = LogThrottles {
+impl Default for LogThrottles {
+    fn default() -> Self {
+        Self {
             letters: Stage::ALL.map(|_| LogThrottle::per_record()),
             again: LogThrottle::per_record(),
             claims: LogThrottle::per_record(),
-        };
-        let stages: Family<TimedStageLabel, Histogram, fn() -> Histogram> =
-            Family::new_with_constructor(latency_histogram as fn() -> Histogram);
-        let deliver = stages.get_or_create_owned(&TimedStageLabel { stage: TimedStage::Deliver });
-        let metrics = Self {
-            deliver,
-            stages,
-            messages: Family::default(),
-            recipients: Family::default(),
-            handed_over: Family::default(),
-            dead_letters: Family::default(),
-            claims: Family::default(),
-            lines: Arc::new(lines),
-            batch: Histogram::new(exponential_buckets(1.0, 2.0, 11)),
-            message: latency_histogram(),
-            in_flight: Gauge::default(),
-        };
-        metrics.begin_at_zero();
-        registry.register("halley_stage_duration_seconds", "Time in a stage", metrics.stages.clone());
-        registry.register("halley_messages", "Settled messages by outcome", metrics.messages.clone());
-        registry.register("halley_recipients", "Recipients by outcome", metrics.recipients.clone());
-        let help =
-            "Users who returned while a message was stored for them, by the outcome of its live delivery";
-        registry.register("halley_offline_handed_over", help, metrics.handed_over.clone());
-        let help = "Records written to the dead-letter topic, by the stage that failed";
-        registry.register("halley_dead_letters", help, metrics.dead_letters.clone());
-        let help =
-            "Records that claim to be redriven, by their proof; without a valid proof the claim is ignored";
-        registry.register("halley_redrive_proofs", help, metrics.claims.clone());
-        registry.register("halley_batch_records", "Records in a batch", metrics.batch.clone());
-        let help = "Time from the start of its batch until a message is settled";
-        registry.register("halley_message_duration_seconds", help, metrics.message.clone());
-        registry.register("halley_messages_in_flight", "Messages being delivered", metrics.in_flight.clone());
-        metrics
-    }
-
-    fn begin_at_zero(&self) {
-        for stage in TimedStage::ALL {
-            drop(self.stages.get_or_create(&TimedStageLabel { stage }));
-        }
-        for outcome in MessageOutcome::ALL {
-            drop(self.messages.get_or_create(&OutcomeLabel { outcome }));
-        }
-        for outcome in RecipientOutcome::ALL {
-            drop(self.recipients.get_or_create(&RecipientLabel { outcome }));
-        }
-        for proof in ProofStatus::ALL {
-            drop(self.claims.get_or_create(&ProofLabel { proof }));
-        }
-        for outcome in HandOverOutcome::ALL {
-            drop(self.handed_over.get_or_create(&HandOverLabel { outcome }));
-        }
-        for stage in Stage::ALL {
-            drop(self.dead_letters.get_or_create(&DeadLetterLabel { stage }));
         }
     }
+}
 
+impl Metrics {
     pub(super) fn stage(&self, stage: TimedStage, since: Instant) {
-        self.stages.get_or_create(&TimedStageLabel { stage }).observe(since.elapsed().as_secs_f64());
+        self.stages.get_or_create(&stage).observe(since.elapsed().as_secs_f64());
     }
 
     /// Counts messages that the settler settled.
@@ -198,7 +126,7 @@ impl Metrics {
             [(MessageOutcome::Delivered, settled.delivered), (MessageOutcome::NoRecipients, settled.nobody)]
         {
             if count > 0 {
-                self.messages.get_or_create(&OutcomeLabel { outcome }).inc_by(count);
+                self.messages.get_or_create(&outcome).inc_by(count);
             }
         }
         self.recipients(RecipientOutcome::Delivered, settled.sent);
@@ -216,24 +144,24 @@ impl Metrics {
     }
 
     pub(super) fn settled(&self, outcome: MessageOutcome, since: Instant) {
-        self.messages.get_or_create(&OutcomeLabel { outcome }).inc();
+        self.messages.get_or_create(&outcome).inc();
         self.message.observe(since.elapsed().as_secs_f64());
     }
 
     pub(super) fn recipients(&self, outcome: RecipientOutcome, count: usize) {
         if count > 0 {
-            self.recipients.get_or_create(&RecipientLabel { outcome }).inc_by(count as u64);
+            self.recipients.get_or_create(&outcome).inc_by(count as u64);
         }
     }
 
     /// Counts a user who returned while a message was stored.
     pub(super) fn handed_over(&self, outcome: HandOverOutcome) {
-        self.handed_over.get_or_create(&HandOverLabel { outcome }).inc();
+        self.handed_over.get_or_create(&outcome).inc();
     }
 
     /// Counts a record that claims to be redriven, and logs some of those without a valid proof.
     pub(super) fn claimed(&self, proof: ProofStatus, record: &Record) {
-        self.claims.get_or_create(&ProofLabel { proof }).inc();
+        self.claims.get_or_create(&proof).inc();
         if proof == ProofStatus::Valid {
             return;
         }
@@ -252,7 +180,7 @@ impl Metrics {
 
     /// Counts a dead letter, and logs some of them.
     pub(super) fn dead_letter(&self, record: &Record, reason: &DeadLetterReason) {
-        self.dead_letters.get_or_create(&DeadLetterLabel { stage: reason.stage }).inc();
+        self.dead_letters.get_or_create(&reason.stage).inc();
         let stage = reason.stage.as_str();
         let at = Stage::ALL.iter().position(|known| *known == reason.stage).unwrap_or_default();
         let (id, reason_text) = (record.message_id(), &reason.text);
@@ -276,6 +204,8 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
+    use prometheus_client::registry::Registry;
+
     use super::*;
 
     #[test]

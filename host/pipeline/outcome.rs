@@ -4,7 +4,7 @@ use crate::telemetry::label_enum;
 
 label_enum! {
     /// The outcome of a message.
-    pub(super) enum MessageOutcome {
+    pub(super) enum MessageOutcome as "outcome" {
         /// Every recipient was reached.
         Delivered = "delivered",
         /// Some recipients were reached, some are absent.
@@ -35,7 +35,7 @@ impl MessageOutcome {
 
 label_enum! {
     /// The outcome for one recipient.
-    pub(super) enum RecipientOutcome {
+    pub(super) enum RecipientOutcome as "outcome" {
         Delivered = "delivered",
         Failed = "failed",
         Withheld = "withheld",
@@ -47,7 +47,7 @@ label_enum! {
 
 label_enum! {
     /// The outcome for a user who returned while a message was stored: of its live delivery.
-    pub(super) enum HandOverOutcome {
+    pub(super) enum HandOverOutcome as "outcome" {
         /// The message was delivered over the new connection as well.
         Delivered = "delivered",
         /// The user has gone again.

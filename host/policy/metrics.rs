@@ -12,7 +12,7 @@ metrics! {
     #[derive(Clone, Debug, Default)]
     pub struct Metrics {
         /// Attempts to swap the policy set.
-        swaps: Family<SwapLabels, Counter> = "halley_policy_swaps";
+        swaps: Family<SwapResult, Counter> = "halley_policy_swaps";
         /// Versions that failed too often.
         quarantines: Family<PluginLabels, Counter> = "halley_plugin_quarantines";
         /// Generation of the active policy set.
@@ -25,13 +25,8 @@ struct PluginLabels {
     plugin: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct SwapLabels {
-    result: SwapResult,
-}
-
 label_enum! {
-    enum SwapResult {
+    enum SwapResult as "result" {
         Swapped = "swapped",
         Refused = "refused",
     }
@@ -41,8 +36,8 @@ impl Metrics {
     /// A set with these plugins became active. Their series, and those of refusals, exist from then on:
     /// the first quarantine is an increase.
     pub(super) fn swapped<'a>(&self, generation: u64, plugins: impl Iterator<Item = &'a str>) {
-        self.swaps.get_or_create(&SwapLabels { result: SwapResult::Swapped }).inc();
-        drop(self.swaps.get_or_create(&SwapLabels { result: SwapResult::Refused }));
+        self.swaps.get_or_create(&SwapResult::Swapped).inc();
+        drop(self.swaps.get_or_create(&SwapResult::Refused));
         for plugin in plugins {
             drop(self.quarantines.get_or_create(&PluginLabels { plugin: plugin.to_owned() }));
         }
@@ -50,7 +45,7 @@ impl Metrics {
     }
 
     pub(super) fn refused(&self) {
-        self.swaps.get_or_create(&SwapLabels { result: SwapResult::Refused }).inc();
+        self.swaps.get_or_create(&SwapResult::Refused).inc();
     }
 
     /// A version of this plugin failed too often.

@@ -18,15 +18,10 @@ struct OperationLabels {
 
 label_enum! {
     /// Whether the server of a connection reports changes.
-    pub(super) enum TrackingLabel {
+    pub(super) enum TrackingLabel as "state" {
         Active = "active",
         Refused = "refused",
     }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct TrackingLabels {
-    state: TrackingLabel,
 }
 
 metrics! {
@@ -44,7 +39,7 @@ metrics! {
         /// connection.
         replies_refused: Counter = "halley_redis_replies_refused";
         /// Connections that read rooms, by whether their server reports changes: `active`, or `refused`.
-        tracking: Family<TrackingLabels, Gauge> = "halley_redis_tracking_connections";
+        tracking: Family<TrackingLabel, Gauge> = "halley_redis_tracking_connections";
         ..
         warning: Arc<LogThrottle> = Arc::new(LogThrottle::per_record());
     }
@@ -71,7 +66,7 @@ impl Metrics {
     }
 
     pub(super) fn tracking(&self, state: TrackingLabel) -> Gauge {
-        self.tracking.get_or_create_owned(&TrackingLabels { state })
+        self.tracking.get_or_create_owned(&state)
     }
 
     pub(crate) fn record_failure(&self, operation: &'static str) {

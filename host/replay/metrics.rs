@@ -1,6 +1,5 @@
 //! Metrics of replays on return.
 
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -9,7 +8,7 @@ use crate::telemetry::{label_enum, metrics};
 
 label_enum! {
     /// How a replay ended.
-    pub(super) enum ReplayOutcome {
+    pub(super) enum ReplayOutcome as "outcome" {
         /// Everything was pushed.
         Replayed = "replayed",
         /// There was nothing to push.
@@ -21,17 +20,12 @@ label_enum! {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OutcomeLabels {
-    outcome: ReplayOutcome,
-}
-
 metrics! {
     /// Metrics of replays on return.
     #[derive(Clone, Debug)]
     pub struct Metrics {
         /// Replays to users who returned, by outcome.
-        replays: Family<OutcomeLabels, Counter> = "halley_replay_on_return";
+        replays: Family<ReplayOutcome, Counter> = "halley_replay_on_return";
         /// Messages that were pushed to users who returned.
         pub(super) messages: Counter = "halley_replay_on_return_messages";
         /// Registrations of users that Redis published.
@@ -49,6 +43,6 @@ metrics! {
 impl Metrics {
     /// Counts a replay.
     pub(super) fn ended(&self, outcome: ReplayOutcome) {
-        self.replays.get_or_create(&OutcomeLabels { outcome }).inc();
+        self.replays.get_or_create(&outcome).inc();
     }
 }

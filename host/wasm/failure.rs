@@ -7,7 +7,7 @@ use crate::telemetry::label_enum;
 
 label_enum! {
     /// A limit of plugins.
-    pub(crate) enum PluginLimit {
+    pub(crate) enum PluginLimit as "limit" {
         /// The deadline of a call.
         Time = "time",
         /// The memory of an instance, or the size of its tables.

@@ -44,7 +44,7 @@ impl DialGate {
     #[cfg(test)]
     pub(in crate::comets) fn open(address: &CometAddr) -> Self {
         let metrics = crate::comets::Metrics::register(&mut prometheus_client::registry::Registry::default());
-        let access = AccessRules::new(None, metrics.refused.clone());
+        let access = AccessRules::new(None, metrics.refused());
         let source = crate::comets::Source::Configured;
         let state = CometState::new(address.clone(), source, metrics.of(address), Arc::default());
         Self { access: Arc::new(access), state: Arc::new(state), is_known: Arc::new(|_| false) }

@@ -73,7 +73,7 @@ impl AddressRefused {
     /// A plugin named a comet that the gateway does not know.
     pub(super) fn unknown(comet: &CometAddr) -> Self {
         let why = "is unknown and was named by a plugin (the plugin's `comets = \"any\"` allows it)";
-        Self { what: comet.to_string(), why, reason: RefusedReason::unknown_comet }
+        Self { what: comet.to_string(), why, reason: RefusedReason::UnknownComet }
     }
 
     fn special(address: SocketAddr, special: SpecialBlock) -> Self {
@@ -81,7 +81,7 @@ impl AddressRefused {
     }
 
     fn not_listed(what: String) -> Self {
-        Self { what, why: "is not in [comets] allow", reason: RefusedReason::not_listed }
+        Self { what, why: "is not in [comets] allow", reason: RefusedReason::NotListed }
     }
 }
 
@@ -98,11 +98,11 @@ fn why(special: SpecialBlock) -> &'static str {
 impl From<SpecialBlock> for RefusedReason {
     fn from(special: SpecialBlock) -> Self {
         match special {
-            SpecialBlock::Loopback => Self::loopback,
-            SpecialBlock::LinkLocal => Self::link_local,
-            SpecialBlock::Unspecified => Self::unspecified,
-            SpecialBlock::Multicast => Self::multicast,
-            SpecialBlock::Broadcast => Self::broadcast,
+            SpecialBlock::Loopback => Self::Loopback,
+            SpecialBlock::LinkLocal => Self::LinkLocal,
+            SpecialBlock::Unspecified => Self::Unspecified,
+            SpecialBlock::Multicast => Self::Multicast,
+            SpecialBlock::Broadcast => Self::Broadcast,
         }
     }
 }

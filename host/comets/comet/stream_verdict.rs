@@ -33,19 +33,19 @@ impl Verdict {
             Over::Drained => verdict(None, "the comet went away".to_owned()),
             Over::Stalled => {
                 let why = format!("no credit for a message within {:?}", timing.delivery_timeout);
-                verdict(Some(StreamFailure::stalled), why)
+                verdict(Some(StreamFailure::Stalled), why)
             }
             Over::Overdue => {
                 let why = format!("no acknowledgement within {:?}", timing.request_timeout);
-                Self { is_timeout: true, ..verdict(Some(StreamFailure::overdue), why) }
+                Self { is_timeout: true, ..verdict(Some(StreamFailure::Overdue), why) }
             }
             Over::Comet(StreamEnd::Violation(why)) => {
-                Self { keeps_channel: true, ..verdict(Some(StreamFailure::protocol), why) }
+                Self { keeps_channel: true, ..verdict(Some(StreamFailure::Protocol), why) }
             }
             Over::Comet(StreamEnd::Lost(failure)) => {
                 // An idle connection may end at any time.
                 let is_away = leftovers.sent > 0;
-                Self { is_away, ..verdict(is_away.then_some(StreamFailure::lost), failure.text()) }
+                Self { is_away, ..verdict(is_away.then_some(StreamFailure::Lost), failure.text()) }
             }
             Over::Comet(StreamEnd::Status(status)) => Self::of_status(status, is_ending, leftovers),
         }
@@ -74,7 +74,7 @@ impl Verdict {
         };
         let is_fine = is_ending || (goes_away && (leftovers.has_progress || leftovers.sent == 0));
         Self {
-            failure: (!is_fine).then_some(StreamFailure::error),
+            failure: (!is_fine).then_some(StreamFailure::Error),
             why,
             is_away: false,
             is_timeout: false,

@@ -108,7 +108,7 @@ pub(in crate::comets) async fn open(
             return Answer::NotServed;
         }
         if head.status != StatusCode::OK {
-            return Answer::declined(StreamFailure::error, format!("HTTP {}", head.status));
+            return Answer::declined(StreamFailure::Error, format!("HTTP {}", head.status));
         }
         match grpc::status(&head.headers) {
             Some(status) => Answer::of_status(status),
@@ -116,7 +116,7 @@ pub(in crate::comets) async fn open(
         }
     };
     let answer = tokio::time::timeout(wait, answer).await;
-    let silence = |_| Answer::declined(StreamFailure::silent, format!("no Welcome within {wait:?}"));
+    let silence = |_| Answer::declined(StreamFailure::Silent, format!("no Welcome within {wait:?}"));
     Ok(match answer.unwrap_or_else(silence) {
         Answer::Welcome { welcome, received, reader, early } => {
             let unwritten = VecDeque::new();
@@ -166,14 +166,14 @@ impl Answer {
     fn of_status(status: Result<(), CallFailure>) -> Self {
         match status {
             Err(CallFailure::Status { code: Code::Unimplemented, .. }) => Self::NotServed,
-            Err(failure) => Self::declined(StreamFailure::error, failure.text()),
-            Ok(()) => Self::declined(StreamFailure::error, "it ended the stream without Welcome"),
+            Err(failure) => Self::declined(StreamFailure::Error, failure.text()),
+            Ok(()) => Self::declined(StreamFailure::Error, "it ended the stream without Welcome"),
         }
     }
 
     fn of_error(error: &h2::Error) -> Self {
         if error.is_reset() {
-            Self::declined(StreamFailure::error, error.to_string())
+            Self::declined(StreamFailure::Error, error.to_string())
         } else {
             Self::Failed(grpc::classify_error(error))
         }
@@ -200,7 +200,7 @@ async fn read_welcome(mut received: RecvStream) -> Answer {
         // Fails only for more than was received.
         drop(received.flow_control().release_capacity(data.len()));
         if let Err(error) = reader.read(data, &mut frames) {
-            return Answer::declined(StreamFailure::protocol, error.to_string());
+            return Answer::declined(StreamFailure::Protocol, error.to_string());
         }
     }
     let early = frames.split_off(1);
@@ -209,10 +209,10 @@ async fn read_welcome(mut received: RecvStream) -> Answer {
             Answer::Welcome { welcome, received, reader, early }
         }
         Some(from_comet::Frame::Welcome(Welcome { version, .. })) => Answer::declined(
-            StreamFailure::protocol,
+            StreamFailure::Protocol,
             format!("it welcomes version {version}, which the gateway does not speak"),
         ),
-        _ => Answer::declined(StreamFailure::protocol, "its first frame is not Welcome"),
+        _ => Answer::declined(StreamFailure::Protocol, "its first frame is not Welcome"),
     }
 }
 

@@ -30,18 +30,26 @@ use parking_lot::Mutex;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use super::freshness::{ForgetCause, Freshness, RoomChanges};
 use crate::message::RoomId;
+use crate::telemetry::{label_enum, metrics};
 pub use config::{CacheConfig, Exactness};
 use table::{CacheTable, CachedRoute, Completed, Found, PendingLookup};
 pub use table::{LookupLeader, Need};
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct LookupLabels {
-    result: &'static str,
+label_enum! {
+    /// The result of a claim.
+    enum LookupResult as "result" {
+        Hit = "hit",
+        /// Computed by the claimer.
+        Miss = "miss",
+        /// Computed by another worker.
+        Shared = "shared",
+        /// Changed, and not read again yet.
+        Deferred = "deferred",
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -49,33 +57,22 @@ struct InvalidationLabels {
     cause: &'static str,
 }
 
-/// Results of claims: `hit`, `miss` (computed by the claimer), `shared` (computed by another worker),
-/// `deferred` (changed, and not read again yet). Invalidations: `changed`, and why everything was forgotten.
-#[derive(Clone, Debug)]
-pub struct CacheMetrics {
-    lookups: Family<LookupLabels, Counter>,
-    invalidations: Family<InvalidationLabels, Counter>,
+metrics! {
+    /// Metrics of the cache.
+    #[derive(Clone, Debug)]
+    pub struct CacheMetrics {
+        /// Route cache lookups by result: hit, miss, shared with another worker's look-up, or deferred because a
+        /// large room changes faster than it can be read.
+        lookups: Family<LookupResult, Counter> = "halley_route_cache_lookups";
+        /// Reported changes of rooms, and events after which all rooms of a connection are forgotten: flushed,
+        /// disconnected, slots-moved.
+        invalidations: Family<InvalidationLabels, Counter> = "halley_route_cache_invalidations";
+    }
 }
 
 impl CacheMetrics {
-    /// Creates and registers the metrics.
-    pub fn register(registry: &mut Registry) -> Self {
-        let (lookups, invalidations) = (Family::default(), Family::default());
-        registry.register(
-            "halley_route_cache_lookups",
-            "Route cache lookups by result: hit, miss, shared with another worker's look-up, or deferred because a large room changes faster than it can be read",
-            lookups.clone(),
-        );
-        registry.register(
-            "halley_route_cache_invalidations",
-            "Reported changes of rooms, and events after which all rooms of a connection are forgotten: flushed, disconnected, slots-moved",
-            invalidations.clone(),
-        );
-        Self { lookups, invalidations }
-    }
-
-    fn count(&self, result: &'static str) {
-        self.lookups.get_or_create(&LookupLabels { result }).inc();
+    fn count(&self, result: LookupResult) {
+        self.lookups.get_or_create(&result).inc();
     }
 
     fn invalidated(&self, cause: &'static str) {
@@ -140,15 +137,15 @@ impl<V: Clone> RouteCache<V> {
         let (mut table, now) = (self.table.lock(), Instant::now());
         match (table.find(room, generation, need, now), need) {
             (Found::Valid(value), _) => {
-                self.metrics.count("hit");
+                self.metrics.count(LookupResult::Hit);
                 return CacheLookup::Hit(value);
             }
             (Found::Deferred(value, _), Need::Cached) => {
-                self.metrics.count("deferred");
+                self.metrics.count(LookupResult::Deferred);
                 return CacheLookup::Hit(value);
             }
             (Found::Deferred(_, pause), Need::Since(..)) => {
-                self.metrics.count("deferred");
+                self.metrics.count(LookupResult::Deferred);
                 return CacheLookup::Deferred(pause);
             }
             (Found::Nothing, _) => {}
@@ -157,13 +154,13 @@ impl<V: Clone> RouteCache<V> {
         if let Some(running) =
             table.pending(room, generation).filter(|running| !running.outdated && may_follow)
         {
-            self.metrics.count("shared");
+            self.metrics.count(LookupResult::Shared);
             return CacheLookup::Follower(FillWaiter {
                 made: running.receiver.clone(),
                 leader: running.leader.clone(),
             });
         }
-        self.metrics.count("miss");
+        self.metrics.count(LookupResult::Miss);
         let (sender, receiver) = watch::channel(None);
         let stamp = table.stamp();
         let pending = PendingLookup { generation, stamp, leader: by.clone(), receiver, outdated: false };

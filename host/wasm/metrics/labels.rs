@@ -2,13 +2,12 @@
 
 use prometheus_client::encoding::EncodeLabelSet;
 
-use crate::decision::{DifferenceKind, FailureKind, PluginVersion};
+use crate::decision::PluginVersion;
 use crate::telemetry::label_enum;
-use crate::wasm::failure::PluginLimit;
 
 label_enum! {
     /// A function of a plugin that is timed and counted.
-    pub(crate) enum HookKind {
+    pub(crate) enum HookKind as "hook" {
         Filter = "filter",
         Retention = "retention",
         Grouping = "grouping",
@@ -19,7 +18,7 @@ label_enum! {
 
 label_enum! {
     /// What a plugin decided about a message.
-    pub(crate) enum FilterDecision {
+    pub(crate) enum FilterDecision as "decision" {
         Pass = "pass",
         Drop = "drop",
         DeadLetter = "dead-letter",
@@ -29,37 +28,10 @@ label_enum! {
     }
 }
 
-/// Labels of a version with one more label.
-macro_rules! version_labels {
-    ($($name:ident { $label:ident: $kind:ty }),+ $(,)?) => {$(
-        #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-        pub(super) struct $name {
-            plugin: String,
-            version: String,
-            $label: $kind,
-        }
-
-        impl $name {
-            pub(super) fn of(version: &PluginVersion, $label: $kind) -> Self {
-                let VersionLabels { plugin, version } = VersionLabels::of(version);
-                Self { plugin, version, $label }
-            }
-        }
-    )+};
-}
-
-version_labels! {
-    HookLabels { hook: HookKind },
-    ErrorLabels { kind: FailureKind },
-    DifferenceLabels { kind: DifferenceKind },
-    DecisionLabels { decision: FilterDecision },
-    LimitLabels { limit: PluginLimit },
-}
-
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct VersionLabels {
-    pub(super) plugin: String,
-    pub(super) version: String,
+    plugin: String,
+    version: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

@@ -6,16 +6,14 @@ use std::sync::atomic::AtomicU64;
 
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
 use crate::decision::{DifferenceKind, FailureKind, PluginVersion};
-use crate::telemetry::{latency_histogram, metrics};
+use crate::telemetry::{Label, latency_histogram, metrics};
 use crate::wasm::failure::PluginLimit;
-use crate::wasm::metrics::labels::{
-    CustomMetricLabels, DecisionLabels, DifferenceLabels, ErrorLabels, HookLabels, LimitLabels, VersionLabels,
-};
+use crate::wasm::metrics::labels::{CustomMetricLabels, VersionLabels};
 
 mod labels;
 mod plugin;
@@ -28,24 +26,25 @@ pub(crate) const MAX_CUSTOM_METRICS: usize = 64;
 /// The longest name of such a counter or gauge, in bytes.
 pub(crate) const MAX_CUSTOM_NAME_LENGTH: usize = 64;
 
-type Histograms = Family<HookLabels, Histogram, fn() -> Histogram>;
+/// A metric of each version, with one more label.
+type PerVersion<L, M = Counter, C = fn() -> M> = Family<(VersionLabels, L), M, C>;
 
 metrics! {
     /// Metrics of the plugins. Registered once per gateway.
     #[derive(Clone, Debug)]
     pub(crate) struct Metrics {
         /// Calls of plugins.
-        calls: Family<HookLabels, Counter> = "halley_plugin_calls";
+        calls: PerVersion<HookKind> = "halley_plugin_calls";
         /// Calls of plugins that failed.
-        errors: Family<ErrorLabels, Counter> = "halley_plugin_errors";
+        errors: PerVersion<FailureKind> = "halley_plugin_errors";
         /// Messages by what a filter decided.
-        decisions: Family<DecisionLabels, Counter> = "halley_plugin_decisions";
+        decisions: PerVersion<FilterDecision> = "halley_plugin_decisions";
         /// Limits that plugins ran into.
-        limits: Family<LimitLabels, Counter> = "halley_plugin_limits";
+        limits: PerVersion<PluginLimit> = "halley_plugin_limits";
         /// Messages that a candidate would have decided differently.
-        differences: Family<DifferenceLabels, Counter> = "halley_plugin_differences";
+        differences: PerVersion<DifferenceKind> = "halley_plugin_differences";
         /// Time in calls of plugins.
-        seconds: Histograms = "halley_plugin_call_duration_seconds" in Family::new_with_constructor(latency_histogram);
+        seconds: PerVersion<HookKind, Histogram> = "halley_plugin_call_duration_seconds" in Family::new_with_constructor(latency_histogram);
         /// 1 for every version that is loaded.
         info: Family<VersionLabels, Gauge> = "halley_plugin_info";
         /// Workers that do not call the plugin for now, because too many calls exceeded their deadline.
@@ -88,24 +87,15 @@ impl Metrics {
     }
 
     fn forget_version(&self, version: &PluginVersion) {
-        self.info.remove(&VersionLabels::of(version));
-        self.over_budget.remove(&VersionLabels::of(version));
-        for hook in HookKind::ALL {
-            self.calls.remove(&HookLabels::of(version, hook));
-            self.seconds.remove(&HookLabels::of(version, hook));
-        }
-        for kind in FailureKind::ALL {
-            self.errors.remove(&ErrorLabels::of(version, kind));
-        }
-        for decision in FilterDecision::ALL {
-            self.decisions.remove(&DecisionLabels::of(version, decision));
-        }
-        for limit in PluginLimit::ALL {
-            self.limits.remove(&LimitLabels::of(version, limit));
-        }
-        for kind in DifferenceKind::ALL {
-            self.differences.remove(&DifferenceLabels::of(version, kind));
-        }
+        let labels = VersionLabels::of(version);
+        self.info.remove(&labels);
+        self.over_budget.remove(&labels);
+        forget_each(&self.calls, &labels);
+        forget_each(&self.seconds, &labels);
+        forget_each(&self.errors, &labels);
+        forget_each(&self.decisions, &labels);
+        forget_each(&self.limits, &labels);
+        forget_each(&self.differences, &labels);
     }
 
     fn forget_name(&self, name: &str, known: MetricNames) {
@@ -116,6 +106,16 @@ impl Metrics {
         for gauge in known.gauges {
             self.custom_gauges.remove(&own(gauge));
         }
+    }
+}
+
+/// Removes the series of every value of the label.
+fn forget_each<L: Label, M, C: MetricConstructor<M>>(
+    family: &Family<(VersionLabels, L), M, C>,
+    of: &VersionLabels,
+) {
+    for value in L::values() {
+        family.remove(&(of.clone(), value));
     }
 }
 

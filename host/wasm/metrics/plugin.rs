@@ -6,10 +6,7 @@ use prometheus_client::metrics::histogram::Histogram;
 
 use crate::decision::{DifferenceKind, FailureKind, PluginVersion};
 use crate::wasm::failure::PluginLimit;
-use crate::wasm::metrics::labels::{
-    CustomMetricLabels, DecisionLabels, DifferenceLabels, ErrorLabels, FilterDecision, HookKind, HookLabels,
-    LimitLabels, VersionLabels,
-};
+use crate::wasm::metrics::labels::{CustomMetricLabels, FilterDecision, HookKind, VersionLabels};
 use crate::wasm::metrics::{MAX_CUSTOM_METRICS, MAX_CUSTOM_NAME_LENGTH, MetricNames, Metrics};
 
 /// The metrics of one prepared plugin. Dropping the last ones of a name removes its label sets.
@@ -30,16 +27,15 @@ impl Metrics {
         let mut known = self.known.lock();
         let name = known.entry(version.name.to_string()).or_default();
         *name.versions.entry(version.hash.to_string()).or_default() += 1;
-        self.info.get_or_create(&VersionLabels::of(version)).set(1);
-        let hook = |hook| HookLabels::of(version, hook);
-        let decision = |decision| DecisionLabels::of(version, decision);
-        let limit = |limit| LimitLabels::of(version, limit);
+        let labels = VersionLabels::of(version);
+        self.info.get_or_create(&labels).set(1);
         PluginMetrics {
-            limits: PluginLimit::ALL.map(|one| self.limits.get_or_create_owned(&limit(one))),
-            over_budget: self.over_budget.get_or_create_owned(&VersionLabels::of(version)),
-            decisions: FilterDecision::ALL.map(|one| self.decisions.get_or_create_owned(&decision(one))),
-            calls: HookKind::ALL.map(|one| self.calls.get_or_create_owned(&hook(one))),
-            seconds: HookKind::ALL.map(|one| self.seconds.get_or_create_owned(&hook(one))),
+            limits: PluginLimit::ALL.map(|one| self.limits.get_or_create_owned(&(labels.clone(), one))),
+            over_budget: self.over_budget.get_or_create_owned(&labels),
+            decisions: FilterDecision::ALL
+                .map(|one| self.decisions.get_or_create_owned(&(labels.clone(), one))),
+            calls: HookKind::ALL.map(|one| self.calls.get_or_create_owned(&(labels.clone(), one))),
+            seconds: HookKind::ALL.map(|one| self.seconds.get_or_create_owned(&(labels.clone(), one))),
             all: self.clone(),
             version: version.clone(),
         }
@@ -55,7 +51,7 @@ impl PluginMetrics {
 
     /// A call failed in this way, at this limit if any.
     pub(crate) fn failed(&self, kind: FailureKind, limit: Option<PluginLimit>) {
-        self.all.errors.get_or_create(&ErrorLabels::of(&self.version, kind)).inc();
+        self.all.errors.get_or_create(&(VersionLabels::of(&self.version), kind)).inc();
         if let Some(limit) = limit {
             self.hit(limit);
         }
@@ -83,7 +79,7 @@ impl PluginMetrics {
 
     /// Counts one message that the active version decided differently.
     pub(crate) fn differed(&self, kind: DifferenceKind) {
-        self.all.differences.get_or_create(&DifferenceLabels::of(&self.version, kind)).inc();
+        self.all.differences.get_or_create(&(VersionLabels::of(&self.version), kind)).inc();
     }
 
     /// Adds to one of the plugin's own counters. False when the name is not allowed, or exceeds the
