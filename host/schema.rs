@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserializer, Serializer};
 
 /// Declares types that only describe values.
 macro_rules! described {
@@ -58,5 +59,21 @@ described! {
                 },
             },
         ],
+    }
+}
+
+/// `#[serde(with = "schema::Duration")]` names the schema of a time and how it is read and written.
+impl Duration {
+    pub(crate) fn serialize<S: Serializer>(
+        time: &std::time::Duration,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        humantime_serde::serialize(time, serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<std::time::Duration, D::Error> {
+        humantime_serde::deserialize(deserializer)
     }
 }

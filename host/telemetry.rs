@@ -19,6 +19,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context as _;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use smart_default::SmartDefault;
 use tracing_subscriber::EnvFilter;
 
 pub use fields::Fields;
@@ -27,13 +28,17 @@ use sink::LogSink;
 pub use throttle::LogThrottle;
 
 /// The `[log]` section: what is written to standard error.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
+#[derive(
+    Debug, Clone, PartialEq, SmartDefault, serde::Deserialize, serde::Serialize, schemars::JsonSchema,
+)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// `error`, `warn`, `info`, `debug` (one line per message) or `trace`; or a filter in the syntax
     /// of tracing's `EnvFilter`, such as `warn,halley::pipeline=debug`.
+    #[default("info")]
     pub level: String,
     /// `text` for people, `json` for machines.
+    #[default(Format::Text)]
     pub format: Format,
 }
 
@@ -57,12 +62,6 @@ pub enum Format {
     Text,
     /// One JSON object per line.
     Json,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self { level: "info".into(), format: Format::Text }
-    }
 }
 
 impl Config {

@@ -3,60 +3,48 @@
 use std::str::FromStr as _;
 use std::time::Duration;
 
+use smart_default::SmartDefault;
 use sqlx::mysql::MySqlConnectOptions;
 
 use crate::kafka::topic_problem;
 use crate::schema;
 
 /// The `[archive]` section.
-#[derive(Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
+#[derive(Clone, PartialEq, SmartDefault, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Whether each message that is stored for absent users is also written to `topic`, before its
     /// record is settled.
     pub enabled: bool,
     /// The topic between gateways and archivers, on the brokers of `[kafka]`.
+    #[default("push.archive")]
     pub topic: String,
     /// The consumer group of the archivers.
+    #[default("halley-archive")]
     pub group: String,
     /// The database: `mysql://user:password@host[:port]/database`. Gateways with a URL archive as
     /// well; without one, `halley archive` has to run elsewhere. `ssl-mode` (`REQUIRED`, `VERIFY_CA`,
     /// `VERIFY_IDENTITY`), `ssl-ca`, `ssl-cert` and `ssl-key` are its properties for TLS.
     pub url: String,
     /// How long messages are kept, counted from the day on which they were sent.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_secs(90 * 24 * 3600))]
     pub retention: Duration,
     /// Maximum number of rows in a transaction.
+    #[default(5000)]
     pub max_rows: usize,
     /// How long a transaction waits to be filled.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_secs(5))]
     pub max_wait: Duration,
     /// Timeout of connecting, including TLS and login.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_secs(5))]
     pub connect_timeout: Duration,
     /// Timeout of a transaction; after it the connection is dropped, and the rows are written again.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_secs(60))]
     pub write_timeout: Duration,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            enabled: false,
-            topic: "push.archive".to_owned(),
-            group: "halley-archive".to_owned(),
-            url: String::new(),
-            retention: Duration::from_secs(90 * 24 * 3600),
-            max_rows: 5000,
-            max_wait: Duration::from_secs(5),
-            connect_timeout: Duration::from_secs(5),
-            write_timeout: Duration::from_secs(60),
-        }
-    }
 }
 
 /// The URL contains a password.

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use smart_default::SmartDefault;
 
 use crate::message::{Audience, Header, Message, Origin, Record, encode};
 use crate::time::to_record_ms;
@@ -14,13 +15,14 @@ use crate::time::to_record_ms;
 pub(super) const OPERATION: i32 = 4;
 
 /// A message; exactly one of `room`, `keys` and `everyone` is set.
-#[derive(Clone, Debug, serde::Deserialize)]
+#[derive(SmartDefault, Clone, Debug, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct MessageSpec {
     pub(super) room: Option<String>,
     pub(super) keys: Vec<String>,
     pub(super) server: Option<String>,
     pub(super) everyone: bool,
+    #[default(OPERATION)]
     pub(super) operation: i32,
     pub(super) speed: i32,
     pub(super) body: String,
@@ -30,23 +32,6 @@ pub(super) struct MessageSpec {
     /// When it was produced.
     #[serde(with = "humantime_serde")]
     pub(super) at: Option<SystemTime>,
-}
-
-impl Default for MessageSpec {
-    fn default() -> Self {
-        Self {
-            room: None,
-            keys: Vec::new(),
-            server: None,
-            everyone: false,
-            operation: OPERATION,
-            speed: 0,
-            body: String::new(),
-            body_base64: None,
-            headers: BTreeMap::new(),
-            at: None,
-        }
-    }
 }
 
 impl MessageSpec {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use smart_default::SmartDefault;
 
 use super::access::AllowList;
 use super::discovery;
@@ -32,14 +33,18 @@ pub enum DeliveryMode {
 }
 
 /// `[comets]`: where comets are and how they are called.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
+#[derive(
+    Debug, Clone, PartialEq, SmartDefault, serde::Deserialize, serde::Serialize, schemars::JsonSchema,
+)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// `chatroom` or `goim`: the service path and the form of the body.
+    #[default(Dialect::Chatroom)]
     pub dialect: Dialect,
     /// How messages reach comets. `auto`: by stream (`proto/delivery.proto`) where the comet serves it,
     /// otherwise by unary calls. `unary`: only by calls. `stream`: only by stream; a comet that does
     /// not serve it is unreachable.
+    #[default(DeliveryMode::Auto)]
     pub delivery: DeliveryMode,
     /// The comets that BROADCAST and `every-comet` always reach, each `host:port`. A DNS name with
     /// several addresses means all of them. Comets in the directory are added automatically, for
@@ -63,94 +68,71 @@ pub struct Config {
     pub tls: tls::Config,
     /// goim: after a message for a room was sent, how long further messages are collected and then
     /// sent in one call. The first message and a full call are sent at once. 0 never waits.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_millis(50))]
     pub merge_window: Duration,
     /// How many messages may wait for one comet; for a quick one more: what it accepts in a tenth of
     /// `delivery.delivery_timeout`. When the queue is full, later messages wait in their partitions as
     /// long as the comet keeps up. A comet that accepts fewer than `queue` messages in
     /// `delivery.delivery_timeout` does not keep up: calls that find its queue full are unreachable.
+    #[default(1000)]
     pub queue: usize,
     /// How many bytes of messages may be pending, over all comets; one comet may use a quarter. At
     /// the limit, partitions wait.
     #[schemars(with = "schema::Size")]
+    #[default(ByteSize::mib(256))]
     pub max_pending_bytes: ByteSize,
     /// Whether calls carry the ids of their messages (`halley-message-id`), which let comets
     /// recognise duplicates. Turn it off to save bytes for comets that do not read them.
+    #[default(true)]
     pub message_ids: bool,
     /// Maximum number of known comets. Addresses come from the directory and from plugins; this
     /// bounds the cost of a mistake there.
+    #[default(4096)]
     pub max_comets: usize,
     /// Maximum number of known comets that only records (`server`) or policies named. They get no
     /// BROADCASTs. At the limit, the one that has been idle longest is evicted, those that never
     /// answered first.
+    #[default(1024)]
     pub max_named: usize,
     /// A comet of the directory that no entry has named for this long, and that does not answer, is
     /// excluded from BROADCASTs until it is named or answers again.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_secs(60))]
     pub stale_after: Duration,
     /// How long all gateways remember a comet that an entry of the directory named, across
     /// restarts, without another entry naming it. At most 30 days.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_secs(24 * 3600))]
     pub retention: Duration,
     /// Other comets, and excluded ones, are forgotten after this long without an answer.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_secs(600))]
     pub idle_timeout: Duration,
     /// How often the names in `nodes` are looked up again.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_secs(30))]
     pub dns_refresh_interval: Duration,
     /// Timeout of connecting. Values above `delivery.request_timeout` have no effect.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_secs(2))]
     pub connect_timeout: Duration,
     /// A comet's breaker opens after this many consecutive failed attempts.
+    #[default(5)]
     pub breaker_failures: u32,
     /// The failures must also span this time without a success, so that a quick restart of a comet
     /// does not open its breaker. Useful below `delivery.delivery_timeout`.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_secs(2))]
     pub breaker_window: Duration,
     /// How long a breaker stays open at first. It doubles with every failed probe.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_secs(1))]
     pub breaker_open: Duration,
     /// How long a breaker stays open at most.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_secs(30))]
     pub breaker_open_max: Duration,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            dialect: Dialect::Chatroom,
-            delivery: DeliveryMode::Auto,
-            nodes: Vec::new(),
-            addresses: BTreeMap::new(),
-            discovery: discovery::Config::default(),
-            allow: None,
-            tls: tls::Config::default(),
-            merge_window: Duration::from_millis(50),
-            queue: 1000,
-            max_pending_bytes: ByteSize::mib(256),
-            message_ids: true,
-            max_comets: 4096,
-            max_named: 1024,
-            stale_after: Duration::from_secs(60),
-            retention: Duration::from_secs(24 * 3600),
-            idle_timeout: Duration::from_secs(600),
-            dns_refresh_interval: Duration::from_secs(30),
-            connect_timeout: Duration::from_secs(2),
-            breaker_failures: 5,
-            breaker_window: Duration::from_secs(2),
-            breaker_open: Duration::from_secs(1),
-            breaker_open_max: Duration::from_secs(30),
-        }
-    }
 }
 
 impl Config {

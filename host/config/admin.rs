@@ -2,15 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
+use smart_default::SmartDefault;
+
 use crate::tls::ListenerConfig;
 
 /// `[admin]`: the admin listener.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
+#[derive(
+    Debug, Clone, PartialEq, SmartDefault, serde::Deserialize, serde::Serialize, schemars::JsonSchema,
+)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// The address to listen on. Port 0 picks a free port and logs it. `/healthz`, `/readyz` and
     /// `/metrics` are open to everyone who can reach it. Reads below `/v1/` are open as well if it is
     /// on loopback and no token is configured; otherwise they require one.
+    #[default("127.0.0.1:9093")]
     pub listen: String,
     /// A second address for `/healthz`, `/readyz` and `/metrics` only, with its own connections:
     /// probes sent there are answered whatever happens on `listen`.
@@ -19,6 +24,7 @@ pub struct Config {
     /// path; `auto` for a location that `halley plugin` derives from the port of `listen`
     /// (`$XDG_RUNTIME_DIR/halley` or `/tmp/halley-UID`); or `off`.
     #[schemars(with = "String")]
+    #[default(Socket::Auto)]
     pub socket: Socket,
     /// A file with the token for writes over TCP (pushing and rolling back policies), at least 16
     /// characters. It is read for each request, and grants reads as well. The environment variable
@@ -36,6 +42,7 @@ pub struct Config {
     /// Maximum number of connections to `listen`; one client holds at most a quarter of them.
     /// `socket` and `probe_listen` have 64 each in addition. A new connection beyond the limit replaces the
     /// one that has been idle longest.
+    #[default(256)]
     pub max_connections: usize,
     /// TLS for `listen`, and which clients may connect. `probe_listen` and `socket` never use it.
     pub tls: ListenerConfig,
@@ -70,22 +77,6 @@ impl From<Socket> for String {
             Socket::Auto => "auto".into(),
             Socket::Off => "off".into(),
             Socket::At(path) => path.display().to_string(),
-        }
-    }
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            listen: "127.0.0.1:9093".into(),
-            probe_listen: None,
-            socket: Socket::Auto,
-            token_file: None,
-            read_token_file: None,
-            protect_metrics: false,
-            allowed_hosts: Vec::new(),
-            max_connections: 256,
-            tls: ListenerConfig::default(),
         }
     }
 }

@@ -2,11 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use smart_default::SmartDefault;
+
 use super::admin::{FEWEST_CONNECTIONS, host_of, is_loopback};
 use crate::tls::ListenerConfig;
 
 /// `[api]`: the API for comets and backends, over gRPC and HTTP.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
+#[derive(
+    Debug, Clone, PartialEq, SmartDefault, serde::Deserialize, serde::Serialize, schemars::JsonSchema,
+)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// The address to listen on; without one, there is no API. gRPC and HTTP share it.
@@ -19,21 +23,10 @@ pub struct Config {
     /// name in `listen`.
     pub allowed_hosts: Vec<String>,
     /// Maximum number of connections; one client holds at most a quarter of them.
+    #[default(256)]
     pub max_connections: usize,
     /// TLS, and which clients may connect.
     pub tls: ListenerConfig,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            listen: None,
-            token_file: None,
-            allowed_hosts: Vec::new(),
-            max_connections: 256,
-            tls: ListenerConfig::default(),
-        }
-    }
 }
 
 impl Config {

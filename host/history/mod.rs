@@ -27,26 +27,32 @@ pub use reader::RoomHistoryReader;
 pub use redis::{HistoryProgress, RedisRoomHistory};
 
 use prometheus_client::metrics::counter::Counter;
+use smart_default::SmartDefault;
 
 /// The `[history]` section.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
+#[derive(
+    Debug, Clone, PartialEq, SmartDefault, serde::Deserialize, serde::Serialize, schemars::JsonSchema,
+)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Rooms whose messages are kept: their ids, or how these begin, with a `*` at the end. Policies may
     /// keep messages of other rooms.
     pub rooms: Vec<String>,
     /// How long messages are kept.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_secs(7 * 24 * 3600))]
     pub retention: Duration,
     /// Maximum number of messages per room; the oldest are dropped.
+    #[default(1000)]
     pub max_per_room: usize,
     /// Maximum size of a room's history in Redis, approximately; the oldest messages are dropped, not the
     /// newest.
     #[schemars(with = "schema::Size")]
+    #[default(ByteSize::mib(16))]
     pub max_bytes_per_room: ByteSize,
     /// What the inboxes of absent users get of a message that is in the history: a `reference`, a `copy`, or
     /// `none`.
+    #[default(InboxEntries::Reference)]
     pub inbox: InboxEntries,
 }
 
@@ -67,18 +73,6 @@ pub enum InboxEntries {
 
 /// The smallest `max_bytes_per_room`: Redis drops entries in blocks of some kilobytes.
 const SMALLEST_ROOM: ByteSize = ByteSize::kib(64);
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            rooms: Vec::new(),
-            retention: Duration::from_secs(7 * 24 * 3600),
-            max_per_room: 1000,
-            max_bytes_per_room: ByteSize::mib(16),
-            inbox: InboxEntries::Reference,
-        }
-    }
-}
 
 impl Config {
     /// Mistakes in the values, one sentence each.

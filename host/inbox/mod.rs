@@ -62,57 +62,68 @@ pub use returns::{Registered, ReturnedUsers};
 pub use stream_reader::StreamReader;
 
 use entry::names_size;
+use smart_default::SmartDefault;
 
 /// The `[offline]` section.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
+#[derive(
+    Debug, Clone, PartialEq, SmartDefault, serde::Deserialize, serde::Serialize, schemars::JsonSchema,
+)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// What happens to a message for an absent user if no policy decides: `store`, `drop` or
     /// `notify`.
+    #[default(DefaultDisposition::Store)]
     pub default: DefaultDisposition,
     /// How long stored messages are kept. Policies can shorten it, not extend it.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_secs(7 * 24 * 3600))]
     pub retention: Duration,
     /// Maximum number of messages per user; the oldest are dropped.
+    #[default(1000)]
     pub max_per_user: usize,
     /// Maximum size of a stored body. A message with a larger one becomes a dead letter if it has to
     /// be stored; online users receive it nevertheless.
     #[schemars(with = "schema::Size")]
+    #[default(ByteSize::kib(256))]
     pub max_body: ByteSize,
     /// Maximum size of one message in all inboxes together: for each user its body, the names of
     /// room and user, and about 256 bytes. Above it, the message becomes a dead letter as well.
     #[schemars(with = "schema::Size")]
+    #[default(ByteSize::mib(256))]
     pub max_fan_out_bytes: ByteSize,
     /// Maximum number of absent recipients, over all messages, that wait to be stored; above it,
     /// partitions with more of them are paused.
+    #[default(1_000_000)]
     pub max_in_flight: usize,
     /// How long Redis may answer but refuse to store (it is at `maxmemory`, cannot save, has too few
     /// replicas, or denies the user) before messages for absent users become dead letters, so that
     /// online users keep receiving. While Redis does not answer, records are held without limit.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_secs(30))]
     pub store_timeout: Duration,
     /// Operations whose messages are stored for users who are reached as well, before the record is
     /// settled: each device replays them until it has acknowledged them. For calls, payments, notices.
     pub always_store: Vec<i32>,
     /// Whether the gateway replays a user's inbox by itself when the user returns, for comets that do not:
     /// `off`, or `keyspace-events`.
+    #[default(ReplayTrigger::Off)]
     pub replay: ReplayTrigger,
     /// How long after a user was registered a replay begins: by then the comet has to be able to push to the
     /// connection.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_millis(500))]
     pub replay_delay: Duration,
     /// How often one of the gateways looks at all inboxes for users who have returned: Redis publishes
     /// events at most once, and in a cluster not at all.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_secs(60))]
     pub replay_sweep_interval: Duration,
     /// What acknowledging does: `log` keeps the messages, so that every device reads them, and they go
     /// with their retention; `queue` drops what all known devices have acknowledged.
+    #[default(Mode::Log)]
     pub mode: Mode,
     /// The topic for `notify`, on the brokers of `[kafka]`.
+    #[default("push.offline")]
     pub notify_topic: String,
 }
 
@@ -155,26 +166,6 @@ pub enum DefaultDisposition {
     Drop,
     /// Write to the notify topic, for the channel `default`.
     Notify,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            default: DefaultDisposition::Store,
-            retention: Duration::from_secs(7 * 24 * 3600),
-            max_per_user: 1000,
-            max_body: ByteSize::kib(256),
-            max_fan_out_bytes: ByteSize::mib(256),
-            max_in_flight: 1_000_000,
-            store_timeout: Duration::from_secs(30),
-            always_store: Vec::new(),
-            replay: ReplayTrigger::Off,
-            replay_delay: Duration::from_millis(500),
-            replay_sweep_interval: Duration::from_secs(60),
-            mode: Mode::Log,
-            notify_topic: "push.offline".to_owned(),
-        }
-    }
 }
 
 impl Config {

@@ -32,6 +32,7 @@ use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
+use smart_default::SmartDefault;
 
 use crate::schema;
 
@@ -58,53 +59,44 @@ pub use topic_set::TopicSet;
 pub use verify::verify;
 
 /// `[kafka]`: where records come from.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
+#[derive(
+    Debug, Clone, PartialEq, SmartDefault, serde::Deserialize, serde::Serialize, schemars::JsonSchema,
+)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Bootstrap brokers, `host:port`, separated by commas.
+    #[default("localhost:9092")]
     pub brokers: String,
     /// Topics with `PushMsg` records. Gateways that share them share `group`.
+    #[default(vec!["push".into()])]
     pub topics: Vec<String>,
     /// The consumer group.
+    #[default("halley")]
     pub group: String,
     /// Where the group starts in a topic in which it has committed nothing: `oldest`, `newest`, or a
     /// UTC time. It is decided once and committed; partitions that are added later start at the
     /// beginning.
     #[schemars(with = "String")]
+    #[default(StartFrom::Oldest)]
     pub start: StartFrom,
     /// Makes this process a static member of the group under this name, unique in the group:
     /// a restart within the session timeout then moves no partitions. Empty means dynamic.
     pub instance_id: String,
     /// The topic for records that cannot be delivered.
+    #[default("push.dead-letter")]
     pub dead_letter_topic: String,
     /// How often settled offsets are committed.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_secs(1))]
     pub commit_interval: Duration,
     /// The group revokes the partitions after this long without a heartbeat. Draining revoked
     /// partitions gets less than half of it.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_secs(30))]
     pub session_timeout: Duration,
     /// Passed to librdkafka unchanged: TLS, SASL and so on. They override the gateway's settings,
     /// except those that its guarantees depend on.
     pub properties: BTreeMap<String, String>,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            brokers: "localhost:9092".into(),
-            topics: vec!["push".into()],
-            group: "halley".into(),
-            start: StartFrom::Oldest,
-            instance_id: String::new(),
-            dead_letter_topic: "push.dead-letter".into(),
-            commit_interval: Duration::from_secs(1),
-            session_timeout: Duration::from_secs(30),
-            properties: BTreeMap::new(),
-        }
-    }
 }
 
 /// Properties that the guarantees depend on; `properties` may not change them.

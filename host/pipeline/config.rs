@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use smart_default::SmartDefault;
 
 use crate::comets::Dialect;
 use crate::decision::IdKind;
@@ -25,34 +26,27 @@ pub enum RoomSource {
 }
 
 /// `[routing]`: how recipients are found.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
+#[derive(
+    Debug, Clone, PartialEq, SmartDefault, serde::Deserialize, serde::Serialize, schemars::JsonSchema,
+)]
 #[serde(default, deny_unknown_fields)]
 pub struct RoutingConfig {
     /// `directory`, or `every-comet` for installations whose Redis has no room sets.
+    #[default(RoomSource::Directory)]
     pub rooms: RoomSource,
     /// What a PUSH key is if the directory does not know it; only users have inboxes. The default
     /// follows the comets' dialect: `connections` for goim, `users` otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub push_keys: Option<PushKeys>,
     /// Whether a user without `user:online` counts as offline. Requires comets that renew it.
+    #[default(true)]
     pub check_online: bool,
     /// The maximum number of members of a room. A message for a larger room becomes a dead letter:
     /// reading it would stall the partition and take about 300 bytes of memory per member.
+    #[default(2_000_000)]
     pub max_room_size: usize,
     /// How long, and for how many rooms, resolved routes are cached.
     pub cache: CacheConfig,
-}
-
-impl Default for RoutingConfig {
-    fn default() -> Self {
-        Self {
-            rooms: RoomSource::Directory,
-            push_keys: None,
-            check_online: true,
-            max_room_size: 2_000_000,
-            cache: CacheConfig::default(),
-        }
-    }
 }
 
 impl RoutingConfig {
@@ -95,76 +89,66 @@ impl PushKeys {
 }
 
 /// `[delivery]`: timeouts and limits.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
+#[derive(
+    Debug, Clone, PartialEq, SmartDefault, serde::Deserialize, serde::Serialize, schemars::JsonSchema,
+)]
 #[serde(default, deny_unknown_fields)]
 pub struct DeliveryConfig {
     /// The deadline of one call to a comet.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_secs(2))]
     pub request_timeout: Duration,
     /// A comet that has not accepted a message within this time after it was queued is unreachable
     /// for that message. At least `request_timeout`.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_secs(10))]
     pub delivery_timeout: Duration,
     /// Records in flight over all partitions, in equal shares. A partition that reaches its share
     /// is paused.
+    #[default(20_000)]
     pub max_in_flight: usize,
     /// Bytes in flight over all partitions, in equal shares: the content of records, and what their
     /// keys and headers take in memory.
     #[schemars(with = "schema::Size")]
+    #[default(ByteSize::mib(256))]
     pub max_in_flight_bytes: ByteSize,
     /// The maximum size of a record's key and value. A larger record is not read: it becomes a dead
     /// letter without its value.
     #[schemars(with = "schema::Size")]
+    #[default(ByteSize::mib(16))]
     pub max_record: ByteSize,
     /// The maximum number of keys of a PUSH. One with more becomes a dead letter.
+    #[default(10_000)]
     pub max_keys: usize,
     /// The maximum number of headers of a record. One with more becomes a dead letter without them.
+    #[default(1_000)]
     pub max_headers: usize,
     /// The maximum size of a record's headers, names and values. A record with more becomes a dead
     /// letter without them.
     #[schemars(with = "schema::Size")]
+    #[default(ByteSize::kib(256))]
     pub max_header_bytes: ByteSize,
     /// Near this memory usage of the process no further records are admitted: `auto` is 90 % of
     /// the limit of its control group, `off` is no limit.
     #[schemars(with = "schema::SizeOrWord")]
+    #[default(MemoryLimit::Auto)]
     pub memory_limit: MemoryLimit,
     /// The maximum number of records in a batch.
+    #[default(256)]
     pub max_batch: usize,
     /// Messages whose record is older than this are dropped before any policy sees them; zero
     /// disables the limit. Redriven dead letters are exempt.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
     pub max_age: Duration,
     /// How long a stop waits for records in flight; leaving Kafka may take up to 10 s more. Records
     /// that are not finished by then are delivered again.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_secs(20))]
     pub shutdown_grace: Duration,
 }
 
 /// The smallest usable memory limit.
 const LEAST_MEMORY: u64 = 64 * 1024 * 1024;
-
-impl Default for DeliveryConfig {
-    fn default() -> Self {
-        Self {
-            request_timeout: Duration::from_secs(2),
-            delivery_timeout: Duration::from_secs(10),
-            max_in_flight: 20_000,
-            max_in_flight_bytes: ByteSize::mib(256),
-            max_record: ByteSize::mib(16),
-            max_keys: 10_000,
-            max_headers: 1_000,
-            max_header_bytes: ByteSize::kib(256),
-            memory_limit: MemoryLimit::Auto,
-            max_batch: 256,
-            max_age: Duration::ZERO,
-            shutdown_grace: Duration::from_secs(20),
-        }
-    }
-}
 
 impl DeliveryConfig {
     /// Mistakes in the values, one sentence each.

@@ -3,13 +3,16 @@
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use smart_default::SmartDefault;
 
 use super::topology;
 
 use crate::schema;
 
 /// The `[redis]` section.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
+#[derive(
+    Debug, Clone, PartialEq, SmartDefault, serde::Deserialize, serde::Serialize, schemars::JsonSchema,
+)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Where Redis is; one of
@@ -28,40 +31,30 @@ pub struct Config {
     /// Special characters in names and passwords are percent-encoded. In a cluster the user needs
     /// `+cluster|slots`; with sentinels `+role` is recommended. Exact routes (`[routing.cache] exact`) need
     /// `+client|tracking +client|caching`.
+    #[default("redis://127.0.0.1:6379")]
     pub url: String,
     /// Prefix of Halley's own keys: guards, inboxes, plugin state. The keys that comets write have no
     /// prefix.
+    #[default("halley:")]
     pub prefix: String,
     /// Timeout of connecting, including TLS and login.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_secs(2))]
     pub connect_timeout: Duration,
     /// Timeout of a pipeline of small commands; after it the connection is dropped.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_secs(2))]
     pub response_timeout: Duration,
     /// The same for pipelines that read whole rooms. It has to be sufficient for all rooms of a
     /// batch: Redis reads roughly half a million members per second.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_secs(5))]
     pub scan_timeout: Duration,
     /// Approximate maximum memory of the replies to one pipeline. Larger requests are split; a single
     /// reply above it counts as unreadable.
     #[schemars(with = "schema::Size")]
+    #[default(ByteSize::mib(64))]
     pub max_reply: ByteSize,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            url: "redis://127.0.0.1:6379".to_owned(),
-            prefix: "halley:".to_owned(),
-            connect_timeout: Duration::from_secs(2),
-            response_timeout: Duration::from_secs(2),
-            scan_timeout: Duration::from_secs(5),
-            max_reply: ByteSize::mib(64),
-        }
-    }
 }
 
 impl Config {

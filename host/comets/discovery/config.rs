@@ -3,10 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use smart_default::SmartDefault;
+
 use crate::schema;
 
 /// `[comets.discovery]`: comets that come and go while the gateway runs.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
+#[derive(
+    Debug, Clone, PartialEq, SmartDefault, serde::Deserialize, serde::Serialize, schemars::JsonSchema,
+)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// A watched file, TOML or JSON, with further `nodes` and `addresses`. A file that cannot be
@@ -17,28 +21,17 @@ pub struct Config {
     /// `hostname` is what producers put into `server`.
     pub goim: Vec<String>,
     /// The name under which comets register there.
+    #[default("goim.comet")]
     pub appid: String,
     /// The environment that they register in.
+    #[default("dev")]
     pub env: String,
     /// Only comets of this zone; empty means all zones.
     pub zone: String,
     /// How often the file and the discovery are read.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_secs(2))]
     pub refresh_interval: Duration,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            file: None,
-            goim: Vec::new(),
-            appid: "goim.comet".to_owned(),
-            env: "dev".to_owned(),
-            zone: String::new(),
-            refresh_interval: Duration::from_secs(2),
-        }
-    }
 }
 
 impl Config {

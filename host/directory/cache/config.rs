@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use smart_default::SmartDefault;
+
 use crate::schema;
 
 /// Whether a cached room is exact.
@@ -20,40 +22,33 @@ pub enum Exactness {
 }
 
 /// The limits of the route cache.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
+#[derive(
+    Debug, Clone, PartialEq, SmartDefault, serde::Deserialize, serde::Serialize, schemars::JsonSchema,
+)]
 #[serde(default, deny_unknown_fields)]
 pub struct CacheConfig {
     /// The maximum number of cached rooms; 0 disables the cache.
+    #[default(10_000)]
     pub rooms: usize,
     /// The maximum number of connections in all cached rooms. A larger room is not cached.
+    #[default(2_000_000)]
     pub connections: usize,
     /// `push`: Redis reports which cached rooms change (client-side caching), so that a connection that
     /// joins is reached by the next message; needs Redis 6 and, in the ACL, `+client|tracking
     /// +client|caching`. `strict`: the same, and each batch first waits for one PING, so that this holds
     /// even for a join that was answered only just before. `off`: cached rooms count for `max_age`.
+    #[default(Exactness::Push)]
     pub exact: Exactness,
     /// The maximum age of a cached room where its changes are not reported. For up to this long, a user
     /// who has entered a room may miss messages, and calls may go to connections that have left.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_secs(1))]
     pub max_age: Duration,
     /// The maximum age of what is never reported, while changes of rooms are: `user:online`, and a
     /// connection's comet and user.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_secs(10))]
     pub presence_max_age: Duration,
-}
-
-impl Default for CacheConfig {
-    fn default() -> Self {
-        Self {
-            rooms: 10_000,
-            connections: 2_000_000,
-            exact: Exactness::Push,
-            max_age: Duration::from_secs(1),
-            presence_max_age: Duration::from_secs(10),
-        }
-    }
 }
 
 impl CacheConfig {

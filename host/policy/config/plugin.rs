@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use smart_default::SmartDefault;
 
 use crate::artifact::PluginSource;
 use crate::digest::Digest;
@@ -50,7 +51,9 @@ impl CometScope {
 }
 
 /// One `[[plugin]]`. Plugins run in the order of the configuration.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
+#[derive(
+    Debug, Clone, PartialEq, SmartDefault, serde::Deserialize, serde::Serialize, schemars::JsonSchema,
+)]
 #[serde(default, deny_unknown_fields)]
 pub struct PluginConfig {
     /// The plugin's name in logs, metrics, guards and state. Unique, 1 to 64 of `a-z A-Z 0-9 - _ .`.
@@ -78,17 +81,19 @@ pub struct PluginConfig {
     /// When a failing version is deactivated automatically, and what replaces it.
     pub quarantine: QuarantineConfig,
     /// The maximum duration of one call, whatever the size of its batch. Rounded up to the next 5 ms.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_millis(50))]
     pub deadline: Duration,
     /// The share of a worker's time that calls past their deadline may use, while no other version
     /// can replace the plugin. Beyond it, the plugin is not called for a while and `on_error` decides
     /// at once. `100%` is unlimited.
     #[schemars(with = "schema::Fraction")]
+    #[default(Fraction(0.1))]
     pub time_budget: Fraction,
     /// The maximum linear memory of one instance, in bytes, plus 8 bytes for each element of its
     /// tables. Every worker has an instance. Also bounds the data of one answer.
     #[schemars(with = "schema::Size")]
+    #[default(ByteSize::mib(64))]
     pub memory: ByteSize,
     /// Who sees the values that the plugin stores: all workers of this process, or all gateways with
     /// the same `[redis]`.
@@ -96,36 +101,16 @@ pub struct PluginConfig {
     /// The maximum size of its keys and values in Redis with `state = "shared"`, counted over what
     /// this gateway wrote and what has not expired. Writes beyond it are refused to the plugin.
     #[schemars(with = "schema::Size")]
+    #[default(ByteSize::mib(64))]
     pub max_shared_state: ByteSize,
     /// Which comets it may name: those that the gateway knows, or any that a record may name.
     pub comets: CometScope,
     /// Passed to the plugin as JSON, through `lifecycle.init` and `host.config`.
+    #[default(serde_json::Value::Object(serde_json::Map::new()))]
     pub config: serde_json::Value,
     /// Found in `[policies] directory`, not configured.
     #[serde(skip)]
     pub found: bool,
-}
-
-impl Default for PluginConfig {
-    fn default() -> Self {
-        Self {
-            name: String::new(),
-            path: PluginSource::default(),
-            sha256: None,
-            allow_downgrade: false,
-            on_error: OnErrors::default(),
-            rollout: None,
-            quarantine: QuarantineConfig::default(),
-            deadline: Duration::from_millis(50),
-            time_budget: Fraction(0.1),
-            memory: ByteSize::mib(64),
-            state: StateScope::default(),
-            max_shared_state: ByteSize::mib(64),
-            comets: CometScope::default(),
-            config: serde_json::Value::Object(serde_json::Map::new()),
-            found: false,
-        }
-    }
 }
 
 impl PluginConfig {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use smart_default::SmartDefault;
 
 use crate::artifact::{self, PluginLoader, PluginTrust, RegistryConfig, TrustedKey, Versions};
 use crate::files::{DirError, OwnedDir};
@@ -15,7 +16,9 @@ use crate::schema;
 use crate::wasm::{CompileLimits, RuntimeConfig, WasmFeature};
 
 /// `[policies]`: sources of plugins apart from the configured ones, and their limits.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
+#[derive(
+    Debug, Clone, PartialEq, SmartDefault, serde::Deserialize, serde::Serialize, schemars::JsonSchema,
+)]
 #[serde(default, deny_unknown_fields)]
 pub struct PoliciesConfig {
     /// Every `*.wasm` in this folder that no `[[plugin]]` names is a plugin too: named after
@@ -25,12 +28,12 @@ pub struct PoliciesConfig {
     pub directory: Option<PathBuf>,
     /// How long files that are written in place must be unchanged before they are read. A file or a link
     /// that is renamed to its name is complete, and is read at once.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_millis(100))]
     pub debounce: Duration,
     /// How often all files are read again, in case the file system's events were lost.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_secs(10))]
     pub rescan_interval: Duration,
     /// Where the versions of plugins are stored, and which are active, so that a restart restores
     /// them. Compiled code is stored there as well, unless others may write to the folder. Created if
@@ -38,6 +41,7 @@ pub struct PoliciesConfig {
     /// plugin are kept in memory, and a restart takes the files as they are.
     pub state_dir: Option<PathBuf>,
     /// How many versions of each plugin are stored.
+    #[default(10)]
     pub keep_versions: usize,
     /// Files with ed25519 public keys in PEM, or PEM texts. Once there is one, only plugins are
     /// activated that one of the keys has signed for their name, with a version number that does not
@@ -52,10 +56,11 @@ pub struct PoliciesConfig {
     /// The maximum memory for compiling one plugin, which happens in a process of its own. A plugin
     /// that needs more is refused and not compiled again.
     #[schemars(with = "schema::Size")]
+    #[default(CompileLimits::default().memory)]
     pub compile_memory: ByteSize,
     /// The maximum processor time for it. The wall-clock limit is four times as long.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(CompileLimits::default().timeout)]
     pub compile_timeout: Duration,
     /// The WebAssembly features that plugins may use.
     pub wasm: WasmConfig,
@@ -69,24 +74,6 @@ pub struct PoliciesConfig {
 pub struct WasmConfig {
     /// Proposals to enable in addition to what compilers to WebAssembly emit by default.
     pub features: Vec<WasmFeature>,
-}
-
-impl Default for PoliciesConfig {
-    fn default() -> Self {
-        Self {
-            directory: None,
-            debounce: Duration::from_millis(100),
-            rescan_interval: Duration::from_secs(10),
-            state_dir: None,
-            keep_versions: 10,
-            trusted_keys: Vec::new(),
-            bare_signatures: false,
-            registry: RegistryConfig::default(),
-            compile_memory: CompileLimits::default().memory,
-            compile_timeout: CompileLimits::default().timeout,
-            wasm: WasmConfig::default(),
-        }
-    }
 }
 
 impl PoliciesConfig {

@@ -4,13 +4,14 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use smart_default::SmartDefault;
 
 use crate::artifact::PluginSource;
 use crate::digest::Digest;
 use crate::schema;
 
 /// A candidate and its rollout.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, schemars::JsonSchema)]
+#[derive(Clone, Debug, PartialEq, SmartDefault, Deserialize, Serialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RolloutConfig {
     /// The candidate's file. It uses the plugin's own settings.
@@ -24,6 +25,7 @@ pub struct RolloutConfig {
     pub mode: RolloutMode,
     /// A canary's share of the rooms, chosen by a stable hash: the same rooms on all gateways.
     #[schemars(with = "schema::Fraction")]
+    #[default(Fraction(0.05))]
     pub weight: Fraction,
     /// Rooms that a canary decides for, whatever the share.
     pub rooms: Vec<String>,
@@ -48,43 +50,26 @@ pub enum RolloutMode {
 }
 
 /// The limits of a canary. Checked from 100 messages on.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize, schemars::JsonSchema)]
+#[derive(SmartDefault, Clone, Copy, Debug, PartialEq, Deserialize, Serialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Thresholds {
     /// The share of its messages that it may fail on.
     #[schemars(with = "schema::Fraction")]
+    #[default(Fraction(0.01))]
     pub errors: Fraction,
     /// Its mean time per message, as a multiple of the active version's in the same period.
+    #[default(3.0)]
     pub latency: f64,
     /// By how much its share of dropped and dead-lettered messages may exceed that of the active
     /// version.
     #[schemars(with = "schema::Fraction")]
+    #[default(Fraction(0.05))]
     pub drops: Fraction,
 }
 
 /// A fraction, written as `5%` or `0.05`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd)]
 pub struct Fraction(pub f64);
-
-impl Default for RolloutConfig {
-    fn default() -> Self {
-        Self {
-            path: PluginSource::default(),
-            sha256: None,
-            mode: RolloutMode::default(),
-            weight: Fraction(0.05),
-            rooms: Vec::new(),
-            promote_after: None,
-            thresholds: Thresholds::default(),
-        }
-    }
-}
-
-impl Default for Thresholds {
-    fn default() -> Self {
-        Self { errors: Fraction(0.01), latency: 3.0, drops: Fraction(0.05) }
-    }
-}
 
 impl RolloutConfig {
     /// Mistakes in these settings, each with its remedy.
@@ -111,16 +96,18 @@ impl RolloutConfig {
 }
 
 /// `quarantine` of a `[[plugin]]`: when a version is deactivated automatically.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, schemars::JsonSchema)]
+#[derive(Clone, Debug, PartialEq, SmartDefault, Eq, Deserialize, Serialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct QuarantineConfig {
     /// The number of messages (or rooms) that the version failed on.
+    #[default(100)]
     pub max_failures: usize,
     /// Within this window.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_secs(60))]
     pub window: Duration,
     /// What replaces it.
+    #[default(QuarantineAction::LastGood)]
     pub action: QuarantineAction,
 }
 
@@ -135,12 +122,6 @@ pub enum QuarantineAction {
     Without,
     /// It is never quarantined: its `on_error` decides as long as it fails.
     Never,
-}
-
-impl Default for QuarantineConfig {
-    fn default() -> Self {
-        Self { max_failures: 100, window: Duration::from_secs(60), action: QuarantineAction::LastGood }
-    }
 }
 
 impl QuarantineConfig {

@@ -5,12 +5,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use reqwest::Url;
+use smart_default::SmartDefault;
 
 use super::sampler::Sampler;
 use crate::schema;
 
 /// `[traces]`: which messages are traced, and where their spans go.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
+#[derive(
+    Debug, Clone, PartialEq, SmartDefault, serde::Deserialize, serde::Serialize, schemars::JsonSchema,
+)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// The URL of a collector that takes OTLP over HTTP, such as `http://127.0.0.1:4318`; `/v1/traces` is
@@ -20,26 +23,15 @@ pub struct Config {
     /// has a `traceparent`, `traceidratio` does not.
     pub sampler: Sampler,
     /// The share of messages that are traced where the producer did not decide, from 0 to 1.
+    #[default(0.01)]
     pub sample_ratio: f64,
     /// A file with headers for the collector, `Name: value` on each line, which only this process's user may
     /// read. It is read again when it changes.
     pub headers_file: Option<PathBuf>,
     /// How long a batch is retried before its spans are dropped.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "schema::Duration")]
+    #[serde(with = "schema::Duration")]
+    #[default(Duration::from_secs(10))]
     pub timeout: Duration,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            endpoint: String::new(),
-            sampler: Sampler::default(),
-            sample_ratio: 0.01,
-            headers_file: None,
-            timeout: Duration::from_secs(10),
-        }
-    }
 }
 
 /// Why `endpoint` cannot be used.
