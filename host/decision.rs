@@ -6,7 +6,6 @@
 mod effect;
 mod outcome;
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,18 +15,13 @@ pub use effect::{Effect, FailureKind, MessagePart, OnError, TrailEntry};
 pub use outcome::{DifferenceKind, FilteredMessage, OfflineDecision, PolicyStalled};
 
 /// The name and the content hash of a plugin, as shown in logs, metrics and dead letters.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, derive_more::Display)]
+#[display("{name}@{hash}")]
 pub struct PluginVersion {
     /// The name from the configuration.
     pub name: Arc<str>,
     /// The first twelve hex digits of the SHA-256 of the module.
     pub hash: Arc<str>,
-}
-
-impl fmt::Display for PluginVersion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@{}", self.name, self.hash)
-    }
 }
 
 /// What the filters decided about one message.

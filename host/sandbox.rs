@@ -8,7 +8,6 @@
 //!
 //! Sources: Linux' `Documentation/userspace-api/landlock.rst`, `no_new_privs.rst`.
 
-use std::fmt;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -48,27 +47,20 @@ pub struct SandboxRules {
 }
 
 /// How much of it the kernel enforces.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, derive_more::Display)]
 pub enum SandboxStatus {
     /// Everything.
+    #[display("fully enforced")]
     Fully,
     /// What this kernel supports; newer ones support more.
+    #[display("partly enforced: this kernel does not support all of it")]
     Partly,
     /// `no_new_privs` only.
+    #[display("no_new_privs only: this kernel has no Landlock")]
     NoNewPrivileges,
     /// Nothing: disabled, or not Linux.
+    #[display("off")]
     Nothing,
-}
-
-impl fmt::Display for SandboxStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Fully => "fully enforced",
-            Self::Partly => "partly enforced: this kernel does not support all of it",
-            Self::NoNewPrivileges => "no_new_privs only: this kernel has no Landlock",
-            Self::Nothing => "off",
-        })
-    }
 }
 
 /// Restricts the calling thread, and all threads and processes that it starts afterwards. Call it

@@ -1,6 +1,5 @@
 //! Where a plugin's file comes from.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -11,11 +10,13 @@ use crate::artifact::error::ArtifactError;
 use crate::artifact::registry::{self, SCHEME};
 
 /// A `path` in the configuration: a file, or a reference into a registry.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, derive_more::Display)]
 pub enum PluginSource {
     /// A file.
+    #[display("{}", _0.display())]
     File(PathBuf),
     /// `oci://registry/repository@sha256:...`.
+    #[display("{SCHEME}{_0}")]
     Oci(Reference),
 }
 
@@ -66,15 +67,6 @@ impl FromStr for PluginSource {
         match text.strip_prefix(SCHEME) {
             Some(reference) => Ok(Self::Oci(registry::parse(reference)?)),
             None => Ok(Self::File(text.into())),
-        }
-    }
-}
-
-impl fmt::Display for PluginSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File(file) => file.display().fmt(f),
-            Self::Oci(reference) => write!(f, "{SCHEME}{reference}"),
         }
     }
 }

@@ -93,17 +93,12 @@ impl Metrics {
 }
 
 /// Reads the partitions at each scrape.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, derive_more::Debug)]
+#[debug("Live")]
 struct PartitionCollector(Arc<OnceLock<Snapshots>>);
 
 /// Returns the current state of all partitions.
 type Snapshots = Box<dyn Fn() -> Vec<PartitionSnapshot> + Send + Sync>;
-
-impl fmt::Debug for PartitionCollector {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Live")
-    }
-}
 
 /// One partition at a scrape.
 pub(super) struct PartitionSnapshot {

@@ -2,7 +2,6 @@
 
 use std::any::Any;
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +10,8 @@ use parking_lot::Mutex;
 /// Keeps values until the offset of their record is committed, and drops them then. Clones share
 /// the values. Nothing is kept longer than the time limit, in case Kafka refuses commits, nor once
 /// the partition closes.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, derive_more::Debug)]
+#[debug("UntilCommitted of {} offsets", _0.lock().values.len())]
 pub struct UntilCommitted(Arc<Mutex<Kept>>);
 
 #[derive(Default)]
@@ -71,12 +71,6 @@ impl UntilCommitted {
     pub(super) fn close(&self) {
         let over = std::mem::replace(&mut *self.0.lock(), Kept { is_closed: true, ..Kept::default() });
         drop(over);
-    }
-}
-
-impl fmt::Debug for UntilCommitted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UntilCommitted").field("offsets", &self.0.lock().values.len()).finish_non_exhaustive()
     }
 }
 

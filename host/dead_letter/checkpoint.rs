@@ -2,7 +2,6 @@
 //! [`RedriveProgress`] and the identity of the last record are the metadata of a commit.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -142,7 +141,8 @@ impl CheckpointStore {
 }
 
 /// The last redriven record of a partition, as stored in the commit's metadata.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, derive_more::Display)]
+#[display("@{offset}:{fingerprint:016x};")]
 struct LastRecord {
     offset: i64,
     fingerprint: u64,
@@ -158,12 +158,6 @@ impl LastRecord {
             Some((Some(Self { offset: offset.parse().ok()?, fingerprint }), gaps))
         };
         read().unwrap_or((None, metadata))
-    }
-}
-
-impl fmt::Display for LastRecord {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "@{}:{:016x};", self.offset, self.fingerprint)
     }
 }
 

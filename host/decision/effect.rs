@@ -1,29 +1,33 @@
 //! What a plugin did to a message, as a type. It is converted to text only for display.
 
-use std::fmt;
 use std::sync::Arc;
 
 use crate::decision::{PluginVersion, Retention};
 use crate::telemetry::label_enum;
 
 /// What one plugin did to one message. [`fmt::Display`] formats it for logs and `halley explain`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, derive_more::Display)]
 pub enum Effect {
     /// It let the message pass unchanged. A trail has no entry for this.
+    #[display("passed")]
     Passed,
     /// It changed these parts.
+    #[display("amended {}", MessagePart::names(_0))]
     Amended(Vec<MessagePart>),
     /// It dropped the message.
+    #[display("dropped: {reason}")]
     Dropped {
         /// What the policy said.
         reason: String,
     },
     /// It dead-lettered the message.
+    #[display("dead-lettered: {reason}")]
     DeadLettered {
         /// What the policy said.
         reason: String,
     },
     /// It failed on the message.
+    #[display("failed: {text}; {}", then.consequence())]
     Failed {
         /// How.
         kind: FailureKind,
@@ -33,8 +37,10 @@ pub enum Effect {
         then: OnError,
     },
     /// It keeps the message here, in addition to its delivery.
+    #[display("keeps it in: {}", _0.names().join(", "))]
     Retained(Retention),
     /// It decided about absent recipients of the message.
+    #[display("decided about {decided} of {absent}")]
     DecidedOffline {
         /// The number of recipients that it, or a plugin after it, decided about.
         decided: usize,
@@ -97,7 +103,8 @@ pub enum OnError {
 }
 
 /// What one plugin did to a message.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, derive_more::Display)]
+#[display("{by}: {effect}")]
 pub struct TrailEntry {
     /// The plugin.
     pub by: PluginVersion,
@@ -146,26 +153,6 @@ impl OnError {
             Self::DeadLetter => "dead-lettered",
             Self::Stall => "its partition holds its records",
         }
-    }
-}
-
-impl fmt::Display for Effect {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Passed => f.write_str("passed"),
-            Self::Amended(parts) => write!(f, "amended {}", MessagePart::names(parts)),
-            Self::Dropped { reason } => write!(f, "dropped: {reason}"),
-            Self::DeadLettered { reason } => write!(f, "dead-lettered: {reason}"),
-            Self::Failed { text, then, .. } => write!(f, "failed: {text}; {}", then.consequence()),
-            Self::Retained(retention) => write!(f, "keeps it in: {}", retention.names().join(", ")),
-            Self::DecidedOffline { decided, absent } => write!(f, "decided about {decided} of {absent}"),
-        }
-    }
-}
-
-impl fmt::Display for TrailEntry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.by, self.effect)
     }
 }
 

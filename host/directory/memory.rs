@@ -24,14 +24,9 @@ pub struct MemoryDirectory {
 }
 
 /// Who is notified of changes.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, derive_more::Debug)]
+#[debug("{} subscribers", _0.lock().len())]
 struct Subscribers(Arc<Mutex<Vec<Arc<dyn RoomChanges>>>>);
-
-impl std::fmt::Debug for Subscribers {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} subscribers", self.0.lock().len())
-    }
-}
 
 #[derive(Debug, Default)]
 struct DirectoryTables {

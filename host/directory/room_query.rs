@@ -24,21 +24,14 @@ pub const ROOM_KEYS: &str = "room:connections:";
 const LONGEST_COMET: usize = 1024;
 
 /// A way to read rooms.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, derive_more::Display)]
 pub(super) enum RoomQuery {
     /// `SORT_RO` with `GET` patterns.
+    #[display("SORT_RO")]
     SortRo,
     /// `SSCAN`, then `HMGET`; with the reason why `SORT_RO` is not used.
+    #[display("SSCAN + HMGET (the server refuses SORT_RO: {_0})")]
     SscanHmget(String),
-}
-
-impl std::fmt::Display for RoomQuery {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::SortRo => f.write_str("SORT_RO"),
-            Self::SscanHmget(reason) => write!(f, "SSCAN + HMGET (the server refuses SORT_RO: {reason})"),
-        }
-    }
 }
 
 /// A connection as stored in the directory.

@@ -7,8 +7,6 @@
 //! 24 bytes in URL-safe base64: kind, digest of the owner (4 bytes), milliseconds and number of the
 //! entry (8 each), checksum of all of it (3).
 
-use std::fmt;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::{Buf as _, BufMut as _};
@@ -18,7 +16,8 @@ use crate::message::{RoomId, UserId};
 
 /// The place of an entry: the milliseconds since 1970 when it was stored, and its number among those of
 /// that millisecond. The id of the entry in a Redis stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, derive_more::Display)]
+#[display("{ms}-{number}")]
 pub struct Position {
     /// Milliseconds since 1970 by Redis' clock.
     pub ms: u64,
@@ -52,14 +51,8 @@ impl Position {
     }
 }
 
-impl fmt::Display for Position {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.ms, self.number)
-    }
-}
-
 /// Whose entries a cursor speaks of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, derive_more::From)]
 pub enum Owner<'a> {
     /// A user's inbox.
     User(&'a UserId),
@@ -74,18 +67,6 @@ impl Owner<'_> {
             Self::User(user) => format!("{prefix}inbox:{user}"),
             Self::Room(room) => format!("{prefix}history:{room}"),
         }
-    }
-}
-
-impl<'a> From<&'a UserId> for Owner<'a> {
-    fn from(user: &'a UserId) -> Self {
-        Self::User(user)
-    }
-}
-
-impl<'a> From<&'a RoomId> for Owner<'a> {
-    fn from(room: &'a RoomId) -> Self {
-        Self::Room(room)
     }
 }
 

@@ -1,6 +1,5 @@
 //! `[kafka] start`: where a consumer group without committed offsets starts.
 
-use std::fmt;
 use std::str::FromStr;
 use std::time::SystemTime;
 
@@ -8,14 +7,17 @@ use crate::time::parse_date;
 
 /// Where a new group starts. Applies once per topic: partitions that are added later start at their
 /// first record (KIP-842), and so does a recreated topic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, derive_more::Display)]
 pub enum StartFrom {
     /// At the oldest available record.
     #[default]
+    #[display("oldest")]
     Oldest,
     /// At the first record after the group's first assignment.
+    #[display("newest")]
     Newest,
     /// At the first record of this time or later.
+    #[display("{}", humantime::format_rfc3339(*_0))]
     At(SystemTime),
 }
 
@@ -34,16 +36,6 @@ impl FromStr for StartFrom {
             "oldest" => Ok(Self::Oldest),
             "newest" => Ok(Self::Newest),
             time => parse_date(time).map(Self::At).ok_or_else(|| InvalidStart(text.to_owned())),
-        }
-    }
-}
-
-impl fmt::Display for StartFrom {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Oldest => f.write_str("oldest"),
-            Self::Newest => f.write_str("newest"),
-            Self::At(time) => humantime::format_rfc3339(*time).fmt(f),
         }
     }
 }

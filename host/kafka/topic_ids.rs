@@ -8,7 +8,6 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
-use std::fmt;
 use std::time::Duration;
 
 use rdkafka::TopicPartitionList;
@@ -19,7 +18,9 @@ use rdkafka::error::RDKafkaErrorCode;
 use crate::kafka::admin_request::AdminRequest;
 
 /// Identifies one incarnation of a topic.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, derive_more::Display, derive_more::Debug)]
+#[debug("{self}")]
+#[display("{_0:032x}")]
 pub(crate) struct TopicId(u128);
 
 impl TopicId {
@@ -32,18 +33,6 @@ impl TopicId {
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let digits = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
         digits.then(|| u128::from_str_radix(text, 16).ok()).flatten().and_then(Self::new)
-    }
-}
-
-impl fmt::Display for TopicId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
-    }
-}
-
-impl fmt::Debug for TopicId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
     }
 }
 

@@ -1,6 +1,5 @@
 //! The memory limit of the process: configured, or that of its control group.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -9,12 +8,14 @@ use bytesize::ByteSize;
 use crate::files;
 
 /// `memory_limit`: the memory limit of the process.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, derive_more::Display)]
 pub enum MemoryLimit {
     /// 90 % of the limit of the process's control group; none if the group has no limit.
     #[default]
+    #[display("auto")]
     Auto,
     /// No limit.
+    #[display("off")]
     Off,
     /// A size.
     Bytes(ByteSize),
@@ -62,16 +63,6 @@ impl FromStr for MemoryLimit {
             "auto" => Ok(Self::Auto),
             "off" => Ok(Self::Off),
             size => size.parse().map(Self::Bytes).map_err(|_| InvalidLimit(size.to_owned())),
-        }
-    }
-}
-
-impl fmt::Display for MemoryLimit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Auto => f.write_str("auto"),
-            Self::Off => f.write_str("off"),
-            Self::Bytes(bytes) => bytes.fmt(f),
         }
     }
 }

@@ -23,7 +23,10 @@ const MAX_LENGTH: usize = 280;
 
 /// A comet's gRPC address in its canonical form, such as `10.0.0.7:50051`; or, unchanged, a text
 /// that is not an address, such as a server name.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone, PartialEq, Eq, Hash, PartialOrd, Ord, derive_more::Display, derive_more::Debug, serde::Serialize,
+)]
+#[debug("{_0:?}")]
 pub struct CometAddr(Arc<str>);
 
 impl CometAddr {
@@ -68,24 +71,6 @@ impl<T: AsRef<str> + Into<Arc<str>>> From<T> for CometAddr {
 impl AsRef<str> for CometAddr {
     fn as_ref(&self) -> &str {
         &self.0
-    }
-}
-
-impl fmt::Display for CometAddr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for CometAddr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.0, f)
-    }
-}
-
-impl serde::Serialize for CometAddr {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.0)
     }
 }
 

@@ -1,6 +1,5 @@
 //! Names of rooms, users, connections and messages, and of the headers that speak of messages.
 
-use std::fmt;
 use std::sync::Arc;
 
 /// The header that carries a message's id, on gRPC calls as metadata and on records that
@@ -36,7 +35,18 @@ pub const STAGE: &str = "halley-stage";
 macro_rules! name {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[derive(
+            Clone,
+            PartialEq,
+            Eq,
+            Hash,
+            PartialOrd,
+            Ord,
+            derive_more::Debug,
+            derive_more::Display,
+            serde::Serialize,
+        )]
+        #[debug("{_0:?}")]
         pub struct $name(Arc<str>);
 
         impl $name {
@@ -66,24 +76,6 @@ macro_rules! name {
         impl std::borrow::Borrow<str> for $name {
             fn borrow(&self) -> &str {
                 &self.0
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                fmt::Debug::fmt(&self.0, f)
-            }
-        }
-
-        impl serde::Serialize for $name {
-            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.serialize_str(&self.0)
             }
         }
     };

@@ -9,8 +9,6 @@
 //! A proof does not prevent replay: a client that may read and write the topic can write a proven
 //! record to the same topic again.
 
-use std::fmt;
-
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
@@ -27,20 +25,9 @@ const VERSION: &str = "1:";
 const LENGTH: usize = 32;
 
 /// The key that proves redriven records.
-#[derive(Clone)]
+#[derive(Clone, derive_more::Debug, derive_more::From)]
+#[debug("RedriveKey(..)")]
 pub struct RedriveKey([u8; LENGTH]);
-
-impl fmt::Debug for RedriveKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("RedriveKey(..)")
-    }
-}
-
-impl From<[u8; LENGTH]> for RedriveKey {
-    fn from(bytes: [u8; LENGTH]) -> Self {
-        Self(bytes)
-    }
-}
 
 impl RedriveKey {
     /// A key of these bytes; `None` unless there are 32.

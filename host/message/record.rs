@@ -1,6 +1,5 @@
 //! A Kafka record, and its identity.
 
-use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -10,7 +9,8 @@ use super::push::count_keys;
 use super::{CometAddr, MESSAGE_ID, MessageId, REDRIVE_COMETS, REDRIVE_USERS, RedriveUsers};
 
 /// Where a record was read in Kafka.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, derive_more::Display)]
+#[display("{topic}/{partition}/{offset}")]
 pub struct Origin {
     /// The topic it was read from.
     pub topic: Arc<str>,
@@ -18,12 +18,6 @@ pub struct Origin {
     pub partition: i32,
     /// The offset in the partition.
     pub offset: i64,
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}/{}", self.topic, self.partition, self.offset)
-    }
 }
 
 /// One header of a record. Names may repeat; a value may be absent.

@@ -49,6 +49,8 @@ pub(super) struct InFlight {
 }
 
 /// What a message needs once its calls have ended.
+#[derive(derive_more::Debug)]
+#[debug("InFlightMessage of {:?}", message.record.origin)]
 pub(super) struct InFlightMessage {
     pub(super) message: Message,
     pub(super) pending: UnsettledRecord,
@@ -61,6 +63,8 @@ pub(super) struct InFlightMessage {
 }
 
 /// What the messages share.
+#[derive(derive_more::Debug)]
+#[debug("RunContext of {} calls", plan.calls.len())]
 pub(super) struct RunContext {
     pub(super) plan: Arc<MessagePlan>,
     /// When their batch started.
@@ -79,19 +83,9 @@ impl InFlightMessage {
     }
 }
 
-impl std::fmt::Debug for InFlightMessage {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("InFlightMessage").field("record", &self.message.record.origin).finish_non_exhaustive()
-    }
-}
-
-impl std::fmt::Debug for RunContext {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RunContext").field("calls", &self.plan.calls.len()).finish_non_exhaustive()
-    }
-}
-
 /// Settles the messages of one partition.
+#[derive(derive_more::Debug)]
+#[debug("Settler of {in_flight:?}")]
 pub(super) struct Settler {
     pipeline: Arc<Pipeline>,
     ended: Mutex<Vec<EndedMessages>>,
@@ -107,12 +101,6 @@ pub(super) struct Settler {
 
 /// Messages whose calls have ended.
 type EndedMessages = (Arc<InFlight>, Range<u32>);
-
-impl std::fmt::Debug for Settler {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Settler").field("in_flight", &self.in_flight).finish_non_exhaustive()
-    }
-}
 
 impl InFlight {
     /// Messages whose calls are about to be queued. Once they have ended, which is at once without any,

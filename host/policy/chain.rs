@@ -17,6 +17,8 @@ use crate::wasm::module::Hooks;
 
 /// One worker's instances of one set. An instance is created when it is first needed, and again after
 /// every failure. Chains share no instances.
+#[derive(derive_more::Debug)]
+#[debug("Chain of generation {}", set.generation())]
 pub struct Chain {
     set: Arc<PolicySet>,
     /// One for each plugin of the set.
@@ -155,11 +157,5 @@ impl Chain {
 impl Drop for Chain {
     fn drop(&mut self) {
         self.chains.fetch_sub(1, Relaxed);
-    }
-}
-
-impl std::fmt::Debug for Chain {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Chain").field("generation", &self.set.generation()).finish_non_exhaustive()
     }
 }

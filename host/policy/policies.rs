@@ -66,6 +66,8 @@ impl PolicyDependencies {
 }
 
 /// The active set. Workers take [`Policies::current`] for each batch: one set decides all of it.
+#[derive(derive_more::Debug)]
+#[debug("Policies: {:?}", self.current())]
 pub struct Policies {
     prepare_context: Arc<PrepareContext>,
     metrics: Metrics,
@@ -333,12 +335,6 @@ impl Policies {
         tracing::warn!(problems = %refused, %generation, "policies refused; the active set stays");
         let plugins = refused.problems.iter().map(|problem| problem.plugin.clone()).collect();
         state.refusal = Some(RefusedUpdate { at: SystemTime::now(), errors, plugins });
-    }
-}
-
-impl std::fmt::Debug for Policies {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Policies").field("current", &self.current()).finish_non_exhaustive()
     }
 }
 

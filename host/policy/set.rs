@@ -8,16 +8,14 @@ use crate::policy::entry::SetEntry;
 use crate::wasm::module::Hooks;
 
 /// The generation of a policy set: counts the swaps of a process, from 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, derive_more::Display,
+)]
 pub struct Generation(pub u64);
 
-impl std::fmt::Display for Generation {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
 /// Plugins in configured order. Immutable; freed with the last of its chains.
+#[derive(derive_more::Debug)]
+#[debug("PolicySet {generation}: {versions:?}")]
 pub struct PolicySet {
     generation: Generation,
     entries: Vec<Arc<SetEntry>>,
@@ -82,14 +80,5 @@ impl PolicySet {
     /// A candidate counts as well: it may export what the active version does not.
     fn has_hook(&self, has: fn(&Hooks) -> bool) -> bool {
         self.entries.iter().any(|entry| entry.has_hook(has))
-    }
-}
-
-impl std::fmt::Debug for PolicySet {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PolicySet")
-            .field("generation", &self.generation)
-            .field("versions", &self.versions)
-            .finish_non_exhaustive()
     }
 }

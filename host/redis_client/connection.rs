@@ -57,7 +57,8 @@ enum Destination {
     Primary(Box<Sentinels>),
 }
 
-#[derive(Default)]
+#[derive(Default, derive_more::Debug)]
+#[debug("connected: {}", connection.is_some())]
 struct ConnectionState {
     connection: Option<NumberedConnection>,
     failure: Option<ConnectFailure>,
@@ -82,12 +83,6 @@ pub(super) struct PipelineReply {
     pub(super) epoch: u64,
     /// The term under which tracked keys were read.
     pub(super) term: Option<LeaseTerm>,
-}
-
-impl std::fmt::Debug for ConnectionState {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "connected: {}", self.connection.is_some())
-    }
 }
 
 impl ManagedConnection {

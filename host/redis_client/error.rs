@@ -6,7 +6,8 @@ use std::sync::Arc;
 use redis::{ErrorKind, RedisError};
 
 /// Redis cannot be used now; a retry may succeed, so callers hold their records.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("Redis at {endpoint} is unavailable for {operation}: {problem}; retrying; {}", self.remedy())]
 pub struct Unavailable {
     endpoint: Arc<str>,
     operation: &'static str,
@@ -190,16 +191,6 @@ impl Unavailable {
         &self.problem
     }
 }
-
-impl fmt::Display for Unavailable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { endpoint, operation, problem, .. } = self;
-        let remedy = self.remedy();
-        write!(f, "Redis at {endpoint} is unavailable for {operation}: {problem}; retrying; {remedy}")
-    }
-}
-
-impl std::error::Error for Unavailable {}
 
 #[cfg(test)]
 mod tests {

@@ -4,7 +4,6 @@
 //! else of the whole key, modulo 16,384.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::sync::Arc;
 
 use redis::{Arg, Cmd, Value};
@@ -20,7 +19,8 @@ const WITHOUT_KEY: [&str; 7] = ["PING", "ECHO", "ACL", "CLIENT", "CLUSTER", "CON
 const WITH_SUBCOMMAND: [&str; 2] = ["XINFO", "MEMORY"];
 
 /// The address of a node.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, derive_more::Display)]
+#[display("{host}:{port}")]
 pub(super) struct NodeAddr {
     pub(super) host: Arc<str>,
     pub(super) port: u16,
@@ -39,14 +39,9 @@ impl NodeAddr {
     }
 }
 
-impl fmt::Display for NodeAddr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.host, self.port)
-    }
-}
-
 /// The slot map as one node reported it, with later corrections.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, derive_more::Debug)]
+#[debug("Slots of {nodes:?}, {} unserved", self.unserved())]
 pub(super) struct SlotMap {
     nodes: Vec<NodeAddr>,
     /// For each slot an index into `nodes`, plus one; 0 if unserved.
@@ -121,12 +116,6 @@ impl SlotMap {
         });
         // There are no more nodes than slots.
         index as u16 + 1
-    }
-}
-
-impl fmt::Debug for SlotMap {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Slots of {:?}, {} unserved", self.nodes, self.unserved())
     }
 }
 

@@ -10,18 +10,14 @@ use super::reply::{Refusal, refusal};
 type OnWrite = Box<dyn Fn(&[u8]) + Send + Sync>;
 
 /// What a connection subscribes to.
+#[derive(derive_more::Debug)]
+#[debug("subscribes to {pattern}")]
 pub(super) struct Subscriber {
     /// Channels, such as `__keyspace@0__:user:online:*`.
     pattern: String,
     /// The part of a channel before the key.
     channel: String,
     on_write: OnWrite,
-}
-
-impl std::fmt::Debug for Subscriber {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "subscribes to {}", self.pattern)
-    }
 }
 
 impl Subscriber {

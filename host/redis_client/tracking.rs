@@ -54,6 +54,8 @@ label_enum! {
 }
 
 /// What one client tracks, on all of its connections.
+#[derive(derive_more::Debug)]
+#[debug("tracks {prefix}*, refused: {:?}", refused.lock())]
 pub(super) struct Tracker {
     /// Commands on keys with this prefix are tracked.
     prefix: &'static str,
@@ -64,12 +66,6 @@ pub(super) struct Tracker {
     logged: AtomicBool,
     endpoint: Arc<str>,
     metrics: Metrics,
-}
-
-impl std::fmt::Debug for Tracker {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "tracks {}*, refused: {:?}", self.prefix, self.refused.lock())
-    }
 }
 
 impl Tracker {

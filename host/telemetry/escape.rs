@@ -67,13 +67,9 @@ impl<W: Write> Write for Escape<W> {
 }
 
 /// The mark of truncated text.
+#[derive(derive_more::Display)]
+#[display("…[{_0} more]")]
 struct CutMarker(usize);
-
-impl fmt::Display for CutMarker {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "…[{} more]", self.0)
-    }
-}
 
 /// Truncates a text without escaping it: for text that is assembled before it is written.
 pub fn cut(text: &str, longest: usize) -> Cow<'_, str> {

@@ -1,8 +1,8 @@
 //! Until when certificates are valid.
 
-use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use humantime::format_rfc3339_seconds;
 use openssl::asn1::{Asn1Time, Asn1TimeRef};
 use openssl::x509::X509Ref;
 
@@ -12,15 +12,19 @@ use crate::tls::pem::{self, PemError};
 const SOON: Duration = Duration::from_secs(30 * 86_400);
 
 /// How long a certificate is valid.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, derive_more::Display)]
 pub(crate) enum Validity {
     /// Until then.
+    #[display("valid until {}", format_rfc3339_seconds(*_0))]
     Valid(SystemTime),
     /// Until then, which is within 30 days.
+    #[display("expires at {}, within 30 days; renew it", format_rfc3339_seconds(*_0))]
     ExpiresSoon(SystemTime),
     /// It has expired.
+    #[display("expired at {}; renew it", format_rfc3339_seconds(*_0))]
     Expired(SystemTime),
     /// It is not valid before then.
+    #[display("not valid before {}; check the clock of this machine", format_rfc3339_seconds(*_0))]
     NotYet(SystemTime),
 }
 
@@ -72,20 +76,6 @@ impl Validity {
             Self::Expired(at) => (3, at),
         };
         (rank, std::cmp::Reverse(*at))
-    }
-}
-
-impl fmt::Display for Validity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let at = |time: &SystemTime| humantime::format_rfc3339_seconds(*time).to_string();
-        match self {
-            Self::Valid(until) => write!(f, "valid until {}", at(until)),
-            Self::ExpiresSoon(until) => write!(f, "expires at {}, within 30 days; renew it", at(until)),
-            Self::Expired(since) => write!(f, "expired at {}; renew it", at(since)),
-            Self::NotYet(from) => {
-                write!(f, "not valid before {}; check the clock of this machine", at(from))
-            }
-        }
     }
 }
 

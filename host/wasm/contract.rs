@@ -3,8 +3,6 @@
 //!
 //! Errors are the second half of a sentence that begins with the plugin's name and path.
 
-use std::fmt;
-
 use wasmparser::{Parser, Payload};
 
 /// The version of the contract that this gateway speaks.
@@ -18,7 +16,8 @@ const PACKAGE: &str = "halley:policy/";
 const HOOKS: [&str; 6] = ["filter", "filter-columns", "retention", "grouping", "grouping-columns", "offline"];
 
 /// A version of the contract.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, derive_more::Display)]
+#[display("{_0}.{_1}.{_2}")]
 pub(crate) struct Version(u64, u64, u64);
 
 impl Version {
@@ -32,12 +31,6 @@ impl Version {
     /// semantic versioning and in wasmtime's linker.
     fn line(self) -> (u64, u64) {
         if self.0 == 0 { (0, self.1) } else { (self.0, 0) }
-    }
-}
-
-impl fmt::Display for Version {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}.{}", self.0, self.1, self.2)
     }
 }
 

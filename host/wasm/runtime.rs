@@ -45,6 +45,8 @@ pub struct RuntimeConfig {
 }
 
 /// One per gateway. Owns the thread behind the plugins' deadlines.
+#[derive(derive_more::Debug)]
+#[debug("Runtime")]
 pub struct Runtime {
     pub(crate) engine: Engine,
     pub(crate) linker: Linker<HostState>,
@@ -129,12 +131,6 @@ impl Runtime {
     #[cfg(test)]
     pub(crate) fn compilations(&self) -> u64 {
         self.compiler.compilations()
-    }
-}
-
-impl std::fmt::Debug for Runtime {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Runtime").finish_non_exhaustive()
     }
 }
 

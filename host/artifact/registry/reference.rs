@@ -1,6 +1,5 @@
 //! References to a registry's content: `oci://registry/repository@sha256:...`.
 
-use std::fmt;
 use std::str::FromStr;
 
 use oci_client::Reference;
@@ -30,7 +29,8 @@ pub(in crate::artifact) fn parse(text: &str) -> Result<Reference, ArtifactError>
 }
 
 /// A reference of the command line: `oci://registry/repository:tag`, or with a digest.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, derive_more::Display)]
+#[display("{SCHEME}{_0}")]
 pub(crate) struct TaggedReference(Reference);
 
 impl TaggedReference {
@@ -53,12 +53,6 @@ impl TaggedReference {
         let text = self.to_string();
         let tagged = text.split('@').next().unwrap_or_default();
         format!("{tagged}@{digest}")
-    }
-}
-
-impl fmt::Display for TaggedReference {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{SCHEME}{}", self.0)
     }
 }
 

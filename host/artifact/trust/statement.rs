@@ -13,8 +13,6 @@
 //! pkeyutl -sign -rawin`. A signature over a file alone cannot be mistaken for one of these, because
 //! plugin files begin differently.
 
-use std::fmt;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::pkcs8::DecodePrivateKey as _;
@@ -27,7 +25,8 @@ use crate::digest::Digest;
 pub(super) const BEGIN: &str = "halley-plugin-v1\n";
 
 /// The signed statement.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, derive_more::Display)]
+#[display("{BEGIN}name: {name}\nversion: {version}\nsha256: {sha256}\n")]
 pub(super) struct Statement {
     /// The plugin's name in the configuration.
     pub(super) name: String,
@@ -35,13 +34,6 @@ pub(super) struct Statement {
     pub(super) version: u64,
     /// The SHA-256 of the file.
     pub(super) sha256: Digest,
-}
-
-impl fmt::Display for Statement {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, version, sha256 } = self;
-        write!(f, "{BEGIN}name: {name}\nversion: {version}\nsha256: {sha256}\n")
-    }
 }
 
 /// Parses a statement with its signature, exactly as [`sign`] writes it.

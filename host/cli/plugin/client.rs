@@ -1,6 +1,5 @@
 //! How commands talk to a running gateway.
 
-use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -32,9 +31,10 @@ pub(super) struct GatewayArgs {
 }
 
 /// The address of a gateway.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, derive_more::Display)]
 enum GatewayEndpoint {
     Tcp(Url),
+    #[display("unix:{}", _0.display())]
     Unix(PathBuf),
 }
 
@@ -55,15 +55,6 @@ impl FromStr for GatewayEndpoint {
 
 fn expected_format() -> &'static str {
     "expected the address of a gateway, such as http://127.0.0.1:9093 or unix:/run/halley/admin.sock"
-}
-
-impl fmt::Display for GatewayEndpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(url) => write!(f, "{url}"),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
 }
 
 impl GatewayEndpoint {

@@ -3,7 +3,6 @@
 //! Plain data under the cache's lock; nothing here waits.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,18 +14,13 @@ use crate::directory::freshness::{Freshness, LeaseTerm};
 use crate::message::RoomId;
 
 /// The worker that computes a value: that of this partition.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, derive_more::Display)]
+#[display("{topic}/{partition}")]
 pub struct LookupLeader {
     /// Its topic.
     pub topic: Arc<str>,
     /// Its number.
     pub partition: i32,
-}
-
-impl fmt::Display for LookupLeader {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.topic, self.partition)
-    }
 }
 
 /// What a caller accepts.

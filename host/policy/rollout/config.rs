@@ -68,7 +68,8 @@ pub struct Thresholds {
 }
 
 /// A fraction, written as `5%` or `0.05`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd, derive_more::Display)]
+#[display("{}%", (self.0 * 10_000.0).round() / 100.0)]
 pub struct Fraction(pub f64);
 
 impl RolloutConfig {
@@ -156,13 +157,6 @@ impl std::str::FromStr for Fraction {
             None => number(text),
         };
         weight.map(Self).ok_or_else(|| InvalidFraction(text.to_owned()))
-    }
-}
-
-impl std::fmt::Display for Fraction {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let percent = (self.0 * 10_000.0).round() / 100.0;
-        write!(f, "{percent}%")
     }
 }
 

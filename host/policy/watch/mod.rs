@@ -36,9 +36,11 @@ const STABLE_ATTEMPTS: usize = 100;
 type ReadSources = dyn Fn() -> anyhow::Result<(Vec<PluginConfig>, Vec<PathBuf>)> + Send + Sync;
 
 /// Where the desired plugins come from.
+#[derive(derive_more::Debug)]
 pub struct PolicySources {
     /// Reads the configuration again. Returns the desired plugins and the paths to watch: the
     /// configuration file, the plugins' files and signatures, the plugin directory. May block.
+    #[debug(skip)]
     pub files: Box<ReadSources>,
     /// How long there must be no events before the files are read, unless files were renamed.
     pub debounce: Duration,
@@ -46,15 +48,6 @@ pub struct PolicySources {
     pub rescan_interval: Duration,
     /// Has everything read at once when it is notified.
     pub reload: Arc<Notify>,
-}
-
-impl std::fmt::Debug for PolicySources {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sources")
-            .field("debounce", &self.debounce)
-            .field("rescan_interval", &self.rescan_interval)
-            .finish_non_exhaustive()
-    }
 }
 
 /// Keeps the policies in sync with their sources until shutdown. Never fails: problems with the

@@ -57,18 +57,13 @@ pub(super) struct LastReply {
 }
 
 /// The client.
-#[derive(Clone)]
+#[derive(Clone, derive_more::Debug)]
+#[debug("CollectorClient within {timeout:?}")]
 pub(super) struct CollectorClient {
     http: Client,
     headers: Option<Arc<Reloaded<HeaderMap>>>,
     timeout: Duration,
     pub(super) last: Arc<Mutex<LastReply>>,
-}
-
-impl std::fmt::Debug for CollectorClient {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CollectorClient").field("timeout", &self.timeout).finish_non_exhaustive()
-    }
 }
 
 impl CollectorClient {
