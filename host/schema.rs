@@ -77,3 +77,23 @@ impl Duration {
         humantime_serde::deserialize(deserializer)
     }
 }
+
+/// Values that are written as text: serde reads and writes them by `FromStr` and `Display`.
+macro_rules! as_text {
+    ($($value:ty),+) => {$(
+        impl ::serde::Serialize for $value {
+            fn serialize<S: ::serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> ::serde::Deserialize<'de> for $value {
+            fn deserialize<D: ::serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = <String as ::serde::Deserialize>::deserialize(deserializer)?;
+                text.parse().map_err(::serde::de::Error::custom)
+            }
+        }
+    )+};
+}
+
+pub(crate) use as_text;

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
-use sqlx::Row as _;
 use sqlx::mysql::MySqlConnection;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -136,7 +135,7 @@ impl Archiver {
         let now = time::to_record_ms(SystemTime::now());
         let done = day_partitions::maintain(&mut connection, now, self.config.retention).await;
         self.database.close(connection).await;
-        done.map_err(|error| DatabaseError::of(&error))
+        Ok(done?)
     }
 
     /// Waits for records, then for more of them, until the transaction is full or has waited long
@@ -276,9 +275,8 @@ impl Session {
     async fn open(database: &Database) -> Result<Self, DatabaseError> {
         let mut connection = database.connect().await?;
         schema::check(&mut connection).await?;
-        let limit = sqlx::query("SELECT CAST(@@max_allowed_packet AS SIGNED)");
-        let limit = limit.fetch_one(&mut connection).await.and_then(|row| row.try_get::<i64, _>(0));
-        let limit = limit.map_err(|error| DatabaseError::of(&error))?;
+        let limit = sqlx::query_scalar::<_, i64>("SELECT CAST(@@max_allowed_packet AS SIGNED)");
+        let limit = limit.fetch_one(&mut connection).await?;
         Ok(Self { connection, max_packet: usize::try_from(limit).unwrap_or(usize::MAX) })
     }
 }

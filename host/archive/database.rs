@@ -82,7 +82,7 @@ impl Database {
             Ok::<_, sqlx::Error>(connection)
         };
         match tokio::time::timeout(self.connect_timeout, connecting).await {
-            Ok(connected) => connected.map_err(|error| DatabaseError::of(&error)),
+            Ok(connected) => Ok(connected?),
             Err(_) => Err(DatabaseError::Timeout(self.connect_timeout)),
         }
     }
@@ -93,9 +93,9 @@ impl Database {
     }
 }
 
-impl DatabaseError {
-    pub(super) fn of(error: &sqlx::Error) -> Self {
-        match mysql_error(error) {
+impl From<sqlx::Error> for DatabaseError {
+    fn from(error: sqlx::Error) -> Self {
+        match mysql_error(&error) {
             Some(mysql) if mysql.number() == NO_SUCH_TABLE => Self::NotInitialized,
             Some(mysql) => Self::Refused(format!("{} (error {})", mysql.message(), mysql.number())),
             None => Self::Unreachable(error.to_string()),

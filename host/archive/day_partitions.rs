@@ -8,8 +8,8 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
+use sqlx::AssertSqlSafe;
 use sqlx::mysql::MySqlConnection;
-use sqlx::{AssertSqlSafe, Row as _};
 use tracing::info;
 
 use super::tables::{TABLES, Table};
@@ -86,9 +86,8 @@ pub(super) async fn maintain(
     now_ms: i64,
     retention: Duration,
 ) -> sqlx::Result<()> {
-    let lock = sqlx::query("SELECT CAST(GET_LOCK('halley_archive', 0) AS SIGNED)");
-    let locked: Option<i64> = lock.fetch_one(&mut *connection).await?.try_get(0)?;
-    if locked != Some(1) {
+    let lock = sqlx::query_scalar::<_, Option<i64>>("SELECT CAST(GET_LOCK('halley_archive', 0) AS SIGNED)");
+    if lock.fetch_one(&mut *connection).await? != Some(1) {
         return Ok(());
     }
     let mut done = Ok(());
@@ -105,16 +104,17 @@ async fn maintain_locked(
     now_ms: i64,
     retention: Duration,
 ) -> sqlx::Result<()> {
-    let rows = sqlx::query(
+    let rows = sqlx::query_as::<_, (String, Option<String>)>(
         "SELECT CAST(PARTITION_NAME AS CHAR), CAST(PARTITION_DESCRIPTION AS CHAR) \
          FROM information_schema.PARTITIONS WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = ? \
          AND PARTITION_NAME IS NOT NULL ORDER BY PARTITION_ORDINAL_POSITION",
     );
-    let mut existing = Vec::new();
-    for row in rows.bind(table.name).fetch_all(&mut *connection).await? {
-        let (name, before): (String, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
-        existing.push(DayPartition { name, before_ms: before.and_then(|before| before.parse().ok()) });
-    }
+    let partition = |(name, before): (String, Option<String>)| DayPartition {
+        name,
+        before_ms: before.and_then(|before| before.parse().ok()),
+    };
+    let rows = rows.bind(table.name).fetch_all(&mut *connection).await?;
+    let existing: Vec<_> = rows.into_iter().map(partition).collect();
     if existing.is_empty() {
         // An operator's own table, without partitions: nothing to maintain.
         return Ok(());

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use sqlx::mysql::{MySql, MySqlConnection};
-use sqlx::{Connection as _, QueryBuilder, Row as _};
+use sqlx::{Connection as _, QueryBuilder};
 
 use super::database::{DatabaseError, refused_values};
 use super::row::{ArchivedMessage, Row, RowOwner};
@@ -37,14 +37,6 @@ pub(super) async fn write(
     rows: &[Row],
     max_packet: usize,
 ) -> Result<WriteResult, DatabaseError> {
-    write_transaction(connection, rows, max_packet).await.map_err(|error| DatabaseError::of(&error))
-}
-
-async fn write_transaction(
-    connection: &mut MySqlConnection,
-    rows: &[Row],
-    max_packet: usize,
-) -> sqlx::Result<WriteResult> {
     let mut transaction = connection.begin().await?;
     let erased = erased(&mut transaction, rows).await?;
     let is_erased = |row: &Row| {
@@ -133,9 +125,8 @@ async fn erased(connection: &mut MySqlConnection, rows: &[Row]) -> sqlx::Result<
             list.push_bind(*user);
         }
         query.push(") LOCK IN SHARE MODE");
-        for row in query.build().persistent(false).fetch_all(&mut *connection).await? {
-            erased.insert(row.try_get(0)?, row.try_get(1)?);
-        }
+        let rows = query.build_query_as::<(Vec<u8>, i64)>().persistent(false);
+        erased.extend(rows.fetch_all(&mut *connection).await?);
     }
     Ok(erased)
 }

@@ -66,8 +66,7 @@ impl Archive {
         let direction = if range.backwards { "DESC" } else { "ASC" };
         query.push(format!(" ORDER BY {ms} {direction}, {number} {direction} LIMIT "));
         query.push_bind(u32::try_from(range.limit).unwrap_or(u32::MAX));
-        let (rows, are_all) =
-            self.rows(query, range.bytes).await.map_err(|error| DatabaseError::of(&error))?;
+        let (rows, are_all) = self.rows(query, range.bytes).await?;
         let are_all = are_all && rows.len() < range.limit;
         Ok((rows, are_all))
     }
@@ -118,12 +117,11 @@ impl Archive {
                 query.push(" AND fingerprint = ").push_bind(position.fingerprint).push(")");
                 before = " OR ";
             }
-            let rows = query.build().persistent(false).fetch_all(&self.pool).await;
-            let rows = rows.and_then(|rows| rows.iter().map(entry).collect::<sqlx::Result<Vec<_>>>());
-            let rows = rows.map_err(|error| DatabaseError::of(&error))?;
             let body = |(_, message): (_, ArchivedMessage)| {
                 ((message.room.into_bytes(), message.position), message.body)
             };
+            let rows = query.build().persistent(false).fetch_all(&self.pool).await?;
+            let rows = rows.iter().map(entry).collect::<sqlx::Result<Vec<_>>>()?;
             found.extend(rows.into_iter().map(body));
         }
         Ok(keys.iter().map(|key| found.get(key.as_ref()?).cloned()).collect())
@@ -135,11 +133,9 @@ impl Archive {
     /// If the database cannot be used now.
     pub async fn oldest_dropped(&self, owner: Owner<'_>) -> Result<Option<u64>, DatabaseError> {
         let (table, id) = Table::of(owner);
-        let query = sqlx::query("SELECT oldest_ms FROM halley_dropped WHERE kept = ? AND owner = ?");
+        let query = sqlx::query_scalar("SELECT oldest_ms FROM halley_dropped WHERE kept = ? AND owner = ?");
         let query = query.bind(table.kept.as_bytes()).bind(id).persistent(false);
-        let row = query.fetch_optional(&self.pool).await;
-        let oldest_ms = row.and_then(|row| row.map(|row| row.try_get(0)).transpose());
-        oldest_ms.map_err(|error| DatabaseError::of(&error))
+        Ok(query.fetch_optional(&self.pool).await?)
     }
 
     /// Removes what is stored for a user until now, also what is still on its way from gateways.
@@ -148,11 +144,7 @@ impl Archive {
     /// # Errors
     /// If the database cannot be used now. Erasing again continues.
     pub async fn erase(&self, user: &UserId) -> Result<u64, DatabaseError> {
-        self.erase_until(user, now_ms()).await.map_err(|error| DatabaseError::of(&error))
-    }
-
-    async fn erase_until(&self, user: &UserId, erased_ms: i64) -> sqlx::Result<u64> {
-        let user = user.as_str().as_bytes();
+        let (user, erased_ms) = (user.as_str().as_bytes(), now_ms());
         let note = sqlx::query(
             "INSERT INTO halley_erased (user, erased_ms) VALUES (?, ?) \
              ON DUPLICATE KEY UPDATE erased_ms = GREATEST(erased_ms, VALUES(erased_ms))",

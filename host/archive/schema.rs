@@ -4,8 +4,8 @@
 
 use std::time::SystemTime;
 
+use sqlx::AssertSqlSafe;
 use sqlx::mysql::MySqlConnection;
-use sqlx::{AssertSqlSafe, Row as _};
 
 use super::database::{Database, DatabaseError, has_column_already};
 use super::{Config, day_partitions};
@@ -116,9 +116,8 @@ fn step(from: i64) -> Vec<String> {
 pub async fn init(config: &Config) -> anyhow::Result<(i64, i64)> {
     let database = Database::new(config)?;
     let mut connection = database.connect().await?;
-    let refused = |error: sqlx::Error| DatabaseError::of(&error);
-    sqlx::query(VERSIONS).execute(&mut connection).await.map_err(refused)?;
-    let before = version(&mut connection).await.map_err(refused)?;
+    sqlx::query(VERSIONS).execute(&mut connection).await.map_err(DatabaseError::from)?;
+    let before = version(&mut connection).await?;
     if before > VERSION {
         return Err(DatabaseError::Version { found: before, expected: VERSION }.into());
     }
@@ -128,9 +127,7 @@ pub async fn init(config: &Config) -> anyhow::Result<(i64, i64)> {
             match sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await {
                 // Done before, by a migration that was interrupted.
                 Err(error) if has_column_already(&error) => {}
-                done => {
-                    done.map_err(refused)?;
-                }
+                done => drop(done.map_err(DatabaseError::from)?),
             }
         }
     }
@@ -150,10 +147,9 @@ pub async fn probe(config: &Config) -> anyhow::Result<String> {
     Ok(format!("its tables have version {VERSION}"))
 }
 
-async fn version(connection: &mut MySqlConnection) -> sqlx::Result<i64> {
-    let newest = sqlx::query("SELECT MAX(version) FROM halley_archive_version");
-    let newest: Option<i64> = newest.fetch_one(connection).await?.try_get(0)?;
-    Ok(newest.unwrap_or(0))
+async fn version(connection: &mut MySqlConnection) -> Result<i64, DatabaseError> {
+    let newest = sqlx::query_scalar::<_, Option<i64>>("SELECT MAX(version) FROM halley_archive_version");
+    Ok(newest.fetch_one(connection).await?.unwrap_or(0))
 }
 
 /// Checks that the tables are there, of this version.
@@ -161,10 +157,9 @@ async fn version(connection: &mut MySqlConnection) -> sqlx::Result<i64> {
 /// # Errors
 /// What is missing.
 pub(super) async fn check(connection: &mut MySqlConnection) -> Result<(), DatabaseError> {
-    let found = version(connection).await.map_err(|error| DatabaseError::of(&error))?;
-    match found {
+    match version(connection).await? {
         VERSION => Ok(()),
         0 => Err(DatabaseError::NotInitialized),
-        _ => Err(DatabaseError::Version { found, expected: VERSION }),
+        found => Err(DatabaseError::Version { found, expected: VERSION }),
     }
 }

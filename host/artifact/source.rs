@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use oci_client::Reference;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::artifact::error::ArtifactError;
 use crate::artifact::registry::{self, SCHEME};
+use crate::schema;
 
 /// A `path` in the configuration: a file, or a reference into a registry.
 #[derive(Clone, Debug, PartialEq, Eq, derive_more::Display)]
@@ -71,18 +71,7 @@ impl FromStr for PluginSource {
     }
 }
 
-impl Serialize for PluginSource {
-    /// A path may not be valid UTF-8; its problem is reported all the same.
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for PluginSource {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
-    }
-}
+schema::as_text!(PluginSource);
 
 #[cfg(test)]
 mod tests {

@@ -3,6 +3,7 @@
 use std::str::FromStr;
 use std::time::SystemTime;
 
+use crate::schema;
 use crate::time::parse_date;
 
 /// Where a new group starts. Applies once per topic: partitions that are added later start at their
@@ -40,18 +41,7 @@ impl FromStr for StartFrom {
     }
 }
 
-impl serde::Serialize for StartFrom {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> serde::Deserialize<'de> for StartFrom {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
+schema::as_text!(StartFrom);
 
 #[cfg(test)]
 mod tests {

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use bytesize::ByteSize;
 
 use crate::files;
+use crate::schema;
 
 /// `memory_limit`: the memory limit of the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, derive_more::Display)]
@@ -67,18 +68,7 @@ impl FromStr for MemoryLimit {
     }
 }
 
-impl serde::Serialize for MemoryLimit {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> serde::Deserialize<'de> for MemoryLimit {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
+schema::as_text!(MemoryLimit);
 
 /// The smallest limit of the process's control group and those around it. `groups` is
 /// `/proc/self/cgroup`: lines of `number:controllers:path` (`cgroups(7)`).

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
+use prometheus_client::registry::Registry;
+
 use super::*;
 use crate::redis_client::Lease;
 
