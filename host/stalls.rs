@@ -17,10 +17,9 @@ use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::registry::Registry;
 use serde::Serialize;
 
-use crate::telemetry::label_enum;
+use crate::telemetry::{Registry, label_enum};
 
 /// How long work may be retried before it counts as a stall.
 const STALL_AFTER: Duration = Duration::from_secs(5);

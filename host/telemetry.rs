@@ -17,13 +17,18 @@ use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::Registry;
+use prometheus_client::metrics::histogram::exponential_buckets;
 use smart_default::SmartDefault;
 use tracing_subscriber::EnvFilter;
 
 pub use fields::Fields;
 pub(crate) use metrics::{Label, at_zero, label_enum, metrics};
+pub(crate) use prometheus_client::encoding::EncodeLabelSet;
+pub(crate) use prometheus_client::metrics::counter::Counter;
+pub(crate) use prometheus_client::metrics::family::Family;
+pub(crate) use prometheus_client::metrics::gauge::Gauge;
+pub(crate) use prometheus_client::metrics::histogram::Histogram;
+pub use prometheus_client::registry::Registry;
 use sink::LogSink;
 pub use throttle::LogThrottle;
 

@@ -13,8 +13,6 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{post, put};
 use axum::{Extension, Router};
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
 use serde_json::json;
 use tokio::sync::Semaphore;
 use tracing::info;
@@ -27,7 +25,7 @@ use crate::http_server::peer::{ClientName, Peer};
 use crate::http_server::refusals::shown;
 use crate::http_server::response::{discard, error_response, retry_later_response};
 use crate::policy::{Policies, Upload};
-use crate::telemetry::{label_enum, metrics};
+use crate::telemetry::{Counter, Family, label_enum, metrics};
 
 /// Maximum size of a plugin, in bytes.
 const MAX_PLUGIN: usize = 64 * 1024 * 1024;

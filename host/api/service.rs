@@ -5,10 +5,6 @@ use std::time::{Duration, Instant};
 
 use futures_util::Stream;
 use futures_util::stream::unfold;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -21,7 +17,7 @@ use crate::http_server::concurrency::{Busy, ConcurrencyLimiter, LimiterConfig};
 use crate::inbox::{Cursor, DeviceId, Owner, Page, PageQuery, Standing, Unavailable};
 use crate::message::{ConnectionId, UserId};
 use crate::replay::{ReplayError, Replayed};
-use crate::telemetry::{at_zero, label_enum, latency_histogram, metrics};
+use crate::telemetry::{Counter, Family, Gauge, Histogram, at_zero, label_enum, latency_histogram, metrics};
 
 /// Pages that are read at a time: each takes up to 1 MiB.
 const READS: LimiterConfig =

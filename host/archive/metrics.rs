@@ -1,10 +1,6 @@
 //! Metrics of the archive.
 
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::histogram::Histogram;
-
-use crate::telemetry::{label_enum, latency_histogram, metrics};
+use crate::telemetry::{Counter, Family, Histogram, label_enum, latency_histogram, metrics};
 
 metrics! {
     /// Metrics of the gateway's side.

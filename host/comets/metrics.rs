@@ -1,14 +1,10 @@
 //! The comets' metrics.
 
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
-
 use super::source::Source;
 use crate::message::{CometAddr, NamedBy};
-use crate::telemetry::{at_zero, label_enum, latency_histogram, metrics};
+use crate::telemetry::{
+    Counter, EncodeLabelSet, Family, Gauge, Histogram, at_zero, label_enum, latency_histogram, metrics,
+};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CometLabel {

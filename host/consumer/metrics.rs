@@ -10,13 +10,10 @@ use std::time::Duration;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeLabelSet, EncodeMetric as _};
 use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
-use prometheus_client::registry::Registry;
 
 use crate::memory_guard;
-use crate::telemetry::metrics;
+use crate::telemetry::{Counter, Family, Registry, metrics};
 
 /// The consumer's metrics.
 #[derive(Clone)]

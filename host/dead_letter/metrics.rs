@@ -1,10 +1,7 @@
 //! Metrics of dead letters that their topic does not accept as they are.
 
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-
 use crate::dead_letter::headers::LetterPart;
-use crate::telemetry::{at_zero, metrics};
+use crate::telemetry::{Counter, Family, at_zero, metrics};
 
 metrics! {
     /// Metrics of dead letters.

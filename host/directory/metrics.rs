@@ -1,9 +1,6 @@
 //! Metrics of the directory.
 
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::histogram::Histogram;
-
-use crate::telemetry::metrics;
+use crate::telemetry::{Counter, Histogram, metrics};
 
 metrics! {
     /// Metrics of the directory.

@@ -49,11 +49,7 @@ impl Registrations {
     /// If Redis is unreachable or refuses.
     pub async fn join(&self, registrations: &[Registration]) -> Result<(), Unavailable> {
         let seconds = self.expire.as_secs().max(1);
-        let expire = |key: String| {
-            let mut expire = redis::cmd("EXPIRE");
-            expire.arg(key).arg(seconds);
-            expire
-        };
+        let expire = |key: String| redis::cmd("EXPIRE").arg(key).arg(seconds).take();
         for some in registrations.chunks(CHUNK) {
             let mut first = Vec::with_capacity(3 * some.len());
             let mut last = Vec::with_capacity(2 * some.len());
@@ -63,11 +59,14 @@ impl Registrations {
                 info.arg("comet_id").arg(comet.as_str());
                 info.arg("user_id").arg(user.as_str());
                 info.arg("room_id").arg(room.as_str());
-                let mut online = redis::cmd("SET");
-                online.arg(online_key(user)).arg(connection.as_str()).arg("EX").arg(seconds);
+                let online = redis::cmd("SET")
+                    .arg(online_key(user))
+                    .arg(connection.as_str())
+                    .arg("EX")
+                    .arg(seconds)
+                    .take();
                 first.extend([info, expire(info_key(connection)), online]);
-                let mut member = redis::cmd("SADD");
-                member.arg(room_key(room)).arg(connection.as_str());
+                let member = redis::cmd("SADD").arg(room_key(room)).arg(connection.as_str()).take();
                 last.extend([member, expire(room_key(room))]);
             }
             self.write(first).await?;
@@ -83,19 +82,16 @@ impl Registrations {
     pub async fn leave(&self, registrations: &[Registration]) -> Result<(), Unavailable> {
         for some in registrations.chunks(CHUNK) {
             let leave = |registration: &Registration| {
-                let mut member = redis::cmd("SREM");
-                member.arg(room_key(&registration.room)).arg(registration.connection.as_str());
-                member
+                redis::cmd("SREM")
+                    .arg(room_key(&registration.room))
+                    .arg(registration.connection.as_str())
+                    .take()
             };
             self.write(some.iter().map(leave).collect()).await?;
             let keys = some.iter().flat_map(|registration| {
                 [info_key(&registration.connection), online_key(&registration.user)]
             });
-            let delete = |key: String| {
-                let mut delete = redis::cmd("DEL");
-                delete.arg(key);
-                delete
-            };
+            let delete = |key: String| redis::cmd("DEL").arg(key).take();
             self.write(keys.map(delete).collect()).await?;
         }
         Ok(())

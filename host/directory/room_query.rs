@@ -110,9 +110,7 @@ pub(super) fn first_members(room: &str) -> Cmd {
 
 /// About `count` ids of a room's members, from this cursor.
 pub(super) fn sscan(room: &str, cursor: &[u8], count: usize) -> Cmd {
-    let mut command = redis::cmd("SSCAN");
-    command.arg(room_key(room)).arg(cursor).arg("COUNT").arg(count);
-    command
+    redis::cmd("SSCAN").arg(room_key(room)).arg(cursor).arg("COUNT").arg(count).take()
 }
 
 /// The reply to [`sscan`]: the next cursor (`None` at the end) and the ids.
@@ -138,16 +136,12 @@ pub(super) fn all_members(reply: &Value) -> &[Value] {
 
 /// Reads a connection's comet and user. Takes bytes, because a member may contain anything.
 pub(super) fn connection_info(id: &[u8]) -> Cmd {
-    let mut command = redis::cmd("HMGET");
-    command.arg([b"connection:info:", id].concat()).arg("comet_id").arg("user_id");
-    command
+    redis::cmd("HMGET").arg([b"connection:info:", id].concat()).arg("comet_id").arg("user_id").take()
 }
 
 /// Reads a user's connection.
 pub(super) fn user_online(user: &str) -> Cmd {
-    let mut command = redis::cmd("GET");
-    command.arg(format!("user:online:{user}"));
-    command
+    redis::cmd("GET").arg(format!("user:online:{user}")).take()
 }
 
 /// Reads which users are online: one element per user, nil if offline.

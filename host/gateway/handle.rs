@@ -4,8 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -24,7 +22,7 @@ use crate::policy::{self, Policies};
 use crate::replay::{ReplayError, Replayed, Replayer};
 use crate::router::Route;
 use crate::stalls::Stall;
-use crate::telemetry::metrics;
+use crate::telemetry::{Gauge, Registry, metrics};
 
 metrics! {
     /// What `/readyz` says, as metrics. Set at each scrape.

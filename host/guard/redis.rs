@@ -46,8 +46,7 @@ impl Guards for RedisGuards {
         for claim in claims {
             let key = self.key(claim);
             commands.push(set_if_absent(&key, claim));
-            let mut get = redis::cmd("GET");
-            get.arg(key);
+            let get = redis::cmd("GET").arg(key).take();
             commands.push(get);
         }
         let replies = self.client.run_small("claim_guards", commands).await?;
@@ -57,7 +56,5 @@ impl Guards for RedisGuards {
 }
 
 fn set_if_absent(key: &str, claim: &GuardClaim) -> Cmd {
-    let mut command = redis::cmd("SET");
-    command.arg(key).arg(claim.message.as_str()).arg("NX").arg("PX").arg(claim.millis());
-    command
+    redis::cmd("SET").arg(key).arg(claim.message.as_str()).arg("NX").arg("PX").arg(claim.millis()).take()
 }

@@ -22,11 +22,10 @@ use crate::decision::Retention;
 use crate::message::Message;
 pub use crate::redis_client::Unavailable;
 use crate::schema;
-use crate::telemetry::metrics;
+use crate::telemetry::{Counter, metrics};
 pub use reader::RoomHistoryReader;
 pub use redis::{HistoryProgress, RedisRoomHistory};
 
-use prometheus_client::metrics::counter::Counter;
 use smart_default::SmartDefault;
 
 /// The `[history]` section.

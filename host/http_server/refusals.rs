@@ -4,13 +4,10 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::registry::Registry;
 use tracing::warn;
 
 use crate::http_server::peer::Peer;
-use crate::telemetry::{LogThrottle, at_zero, escape, label_enum};
+use crate::telemetry::{Counter, Family, LogThrottle, Registry, at_zero, escape, label_enum};
 
 /// Log interval of one reason.
 const LOG_EVERY: Duration = Duration::from_secs(10);

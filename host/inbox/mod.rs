@@ -39,14 +39,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytesize::ByteSize;
-use prometheus_client::metrics::counter::Counter;
 
 use crate::decision::{AbsentRecipient, Disposition, IdKind, Retention};
 use crate::kafka::topic_problem;
 use crate::message::{Message, UserId};
 pub use crate::redis_client::{KeyEvents, Unavailable};
 use crate::schema;
-use crate::telemetry::metrics;
+use crate::telemetry::{Counter, metrics};
 pub use cursor::{Cursor, CursorError, Owner, Position};
 pub use entry::{BodyReference, InboxEntry, NotStored, PartialStore, Returned, Stored, StoredMessage};
 pub use memory::{MemoryInbox, OnlineUsers};

@@ -81,12 +81,15 @@ impl RedisInbox {
             appends.push(AppendPosition { at: commands.len(), is_first });
             commands.push(append(&key, &kept, self.config.max_per_user));
             if is_first {
-                let mut expire = redis::cmd("PEXPIRE");
-                expire.arg(&key).arg(longest.max(1));
+                let expire = redis::cmd("PEXPIRE").arg(&key).arg(longest.max(1)).take();
                 commands.push(expire);
                 if self.clocks_agree.load(Ordering::Relaxed) {
-                    let mut trim = redis::cmd("XTRIM");
-                    trim.arg(&key).arg("MINID").arg("~").arg(now.saturating_sub(longest).max(0));
+                    let trim = redis::cmd("XTRIM")
+                        .arg(&key)
+                        .arg("MINID")
+                        .arg("~")
+                        .arg(now.saturating_sub(longest).max(0))
+                        .take();
                     commands.push(trim);
                 }
             }

@@ -58,12 +58,12 @@ impl RedisInboxReader {
     /// Drops what all devices have acknowledged, except for the last of it: its presence shows later
     /// that nothing after it is missing.
     async fn trim_acknowledged(&self, user: &UserId) -> Result<(), Unavailable> {
-        let mut lowest = redis::cmd("ZRANGE");
-        lowest.arg(self.positions_key(user)).arg(0).arg(0).arg("WITHSCORES");
+        let lowest =
+            redis::cmd("ZRANGE").arg(self.positions_key(user)).arg(0).arg(0).arg("WITHSCORES").take();
         let reply = self.streams.run(ACKNOWLEDGE, vec![lowest]).await?.pop().unwrap_or_default();
         let Some(position) = elements(reply).into_iter().nth(1).and_then(of_score) else { return Ok(()) };
-        let mut trim = redis::cmd("XTRIM");
-        trim.arg(self.key(user)).arg("MINID").arg("=").arg(position.to_string());
+        let trim =
+            redis::cmd("XTRIM").arg(self.key(user)).arg("MINID").arg("=").arg(position.to_string()).take();
         self.streams.run(ACKNOWLEDGE, vec![trim]).await.map(drop)
     }
 }
@@ -91,12 +91,9 @@ impl InboxReader for RedisInboxReader {
     ) -> Result<Standing, Unavailable> {
         let key = self.positions_key(user);
         let retention_ms = i64::try_from(self.retention.as_millis()).unwrap_or(i64::MAX).max(1);
-        let mut add = redis::cmd("ZADD");
-        add.arg(&key).arg("GT").arg(score_of(position)).arg(device.as_str());
-        let mut bound = redis::cmd("ZREMRANGEBYRANK");
-        bound.arg(&key).arg(0).arg(-(MAX_DEVICES + 1));
-        let mut expire = redis::cmd("PEXPIRE");
-        expire.arg(&key).arg(retention_ms);
+        let add = redis::cmd("ZADD").arg(&key).arg("GT").arg(score_of(position)).arg(device.as_str()).take();
+        let bound = redis::cmd("ZREMRANGEBYRANK").arg(&key).arg(0).arg(-(MAX_DEVICES + 1)).take();
+        let expire = redis::cmd("PEXPIRE").arg(&key).arg(retention_ms).take();
         self.streams.run(ACKNOWLEDGE, vec![add, bound, expire]).await?;
         if self.mode == Mode::Queue {
             self.trim_acknowledged(user).await?;

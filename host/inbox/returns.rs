@@ -101,8 +101,7 @@ impl ReturnedUsers {
     /// # Errors
     /// If Redis is unreachable or refuses.
     pub async fn renew(&self, user: &UserId, connection: &ConnectionId) -> Result<(), Unavailable> {
-        let mut renew = redis::cmd("PEXPIRE");
-        renew.arg(self.claim_of(user, connection)).arg(millis(CLAIM));
+        let renew = redis::cmd("PEXPIRE").arg(self.claim_of(user, connection)).arg(millis(CLAIM)).take();
         self.run(CLAIM_REPLAY, vec![renew]).await.map(drop)
     }
 
@@ -111,8 +110,7 @@ impl ReturnedUsers {
     /// # Errors
     /// If Redis is unreachable or refuses; then it expires.
     pub async fn release(&self, user: &UserId, connection: &ConnectionId) -> Result<(), Unavailable> {
-        let mut release = redis::cmd("DEL");
-        release.arg(self.claim_of(user, connection));
+        let release = redis::cmd("DEL").arg(self.claim_of(user, connection)).take();
         self.run(CLAIM_REPLAY, vec![release]).await.map(drop)
     }
 
@@ -140,8 +138,7 @@ impl ReturnedUsers {
     }
 
     async fn claim_key(&self, key: &str, lifetime: Duration) -> Result<bool, Unavailable> {
-        let mut claim = redis::cmd("SET");
-        claim.arg(key).arg(1).arg("NX").arg("PX").arg(millis(lifetime));
+        let claim = redis::cmd("SET").arg(key).arg(1).arg("NX").arg("PX").arg(millis(lifetime)).take();
         let reply = self.run(CLAIM_REPLAY, vec![claim]).await?.pop();
         Ok(matches!(reply, Some(Value::Okay)))
     }

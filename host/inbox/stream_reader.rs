@@ -188,8 +188,7 @@ impl StreamReader {
 
     /// Whether entries before the oldest have been dropped; `false` where Redis (before 7) does not tell.
     async fn is_trimmed(&self, owner: Owner<'_>) -> Result<bool, Unavailable> {
-        let mut command = redis::cmd("XINFO");
-        command.arg("STREAM").arg(owner.stream_key(self.client.prefix()));
+        let command = redis::cmd("XINFO").arg("STREAM").arg(owner.stream_key(self.client.prefix())).take();
         let reply = self.run(operation(owner), vec![command]).await?.pop().unwrap_or_default();
         let (mut length, mut added) = (None, None);
         let mut fields = elements(reply).into_iter();
@@ -236,9 +235,7 @@ fn range_command(key: &str, range: &StreamRange, count: usize) -> Cmd {
         false => ("XRANGE", low, high),
         true => ("XREVRANGE", high, low),
     };
-    let mut command = redis::cmd(name);
-    command.arg(key).arg(from).arg(to).arg("COUNT").arg(count);
-    command
+    redis::cmd(name).arg(key).arg(from).arg(to).arg("COUNT").arg(count).take()
 }
 
 /// A reply that is a number.

@@ -17,8 +17,6 @@ use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
 use parking_lot::Mutex;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::gauge::Gauge;
 use tracing::{info, warn};
 
 pub use limit::{InvalidLimit, MemoryLimit};
@@ -26,7 +24,7 @@ pub use limit::{InvalidLimit, MemoryLimit};
 use hysteresis::{AdmissionChange, Hysteresis};
 
 use crate::files;
-use crate::telemetry::metrics;
+use crate::telemetry::{Counter, Gauge, metrics};
 
 /// How often memory is measured.
 const MEASURE_EVERY: Duration = Duration::from_millis(100);

@@ -3,16 +3,15 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use tracing::{debug, error, warn};
 
 use crate::dead_letter::{DeadLetterReason, Stage};
 use crate::message::Record;
 use crate::pipeline::outcome::{HandOverOutcome, MessageOutcome, RecipientOutcome};
-use crate::telemetry::{LogThrottle, at_zero, label_enum, latency_histogram, metrics};
+use crate::telemetry::{
+    Counter, Family, Gauge, LogThrottle, at_zero, label_enum, latency_histogram, metrics,
+};
 
 label_enum! {
     /// A stage that is timed, most of them per batch.

@@ -1,11 +1,6 @@
 //! Metrics of the active set and its replacement.
 
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-
-use crate::telemetry::{label_enum, metrics};
+use crate::telemetry::{Counter, EncodeLabelSet, Family, Gauge, label_enum, metrics};
 
 metrics! {
     /// Metrics of the policies. Registered once per gateway.

@@ -104,8 +104,7 @@ impl KeyEvents {
     /// # Errors
     /// Why there is no subscription, and the remedy.
     pub async fn check(&self) -> Result<Subscribed, SubscribeError> {
-        let mut setting = redis::cmd("CONFIG");
-        setting.arg("GET").arg(SETTING);
+        let setting = redis::cmd("CONFIG").arg("GET").arg(SETTING).take();
         let checked = self.connection.check_alive(setting).await;
         let (epoch, reply) = checked.map_err(|problem| {
             let (endpoint, why) = (self.endpoint.clone(), problem.message);

@@ -3,13 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
-
-use crate::telemetry::{LogThrottle, label_enum, latency_histogram, metrics};
+use crate::telemetry::{
+    Counter, EncodeLabelSet, Family, Gauge, Histogram, LogThrottle, label_enum, latency_histogram, metrics,
+};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OperationLabels {

@@ -27,8 +27,7 @@ impl RedisClient {
         pattern: &str,
         count: usize,
     ) -> Result<(Vec<String>, Option<ScanCursor>), Unavailable> {
-        let mut scan = redis::cmd("SCAN");
-        scan.arg(at.cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(count);
+        let scan = redis::cmd("SCAN").arg(at.cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(count).take();
         let started = Instant::now();
         let scanned = self.0.reads.run_on_node(SCAN, at.node, scan).await;
         let Some(reply) = self.record_call(SCAN, started, scanned)? else {

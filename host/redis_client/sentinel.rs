@@ -94,8 +94,8 @@ impl Sentinels {
         let (connect, response) = (self.timeout, self.timeout);
         let timeouts = ConnectionLimits { connect, response, reply_limits, tracker: None, subscriber: None };
         let connection = BoundedConnection::open(sentinel, &timeouts).await?;
-        let mut question = redis::cmd("SENTINEL");
-        question.arg("GET-MASTER-ADDR-BY-NAME").arg(&self.monitored.service);
+        let question =
+            redis::cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&self.monitored.service).take();
         ask(connection, question).await
     }
 

@@ -37,8 +37,7 @@ impl RedisRedriveKeys {
 #[async_trait]
 impl RedriveKeys for RedisRedriveKeys {
     async fn read(&self) -> Result<Option<RedriveKey>, Unavailable> {
-        let mut get = redis::cmd("GET");
-        get.arg(self.name());
+        let get = redis::cmd("GET").arg(self.name()).take();
         let replies = self.client.run_small("read_redrive_key", vec![get]).await?;
         replies.iter().try_for_each(|reply| self.check(reply))?;
         Ok(match replies.first() {
@@ -49,8 +48,7 @@ impl RedriveKeys for RedisRedriveKeys {
 
     async fn read_or_create(&self) -> anyhow::Result<RedriveKey> {
         let new = new_key()?;
-        let mut set = redis::cmd("SET");
-        set.arg(self.name()).arg(new.bytes()).arg("NX");
+        let set = redis::cmd("SET").arg(self.name()).arg(new.bytes()).arg("NX").take();
         let replies = self.client.run_small("read_redrive_key", vec![set]).await?;
         replies.iter().try_for_each(|reply| self.check(reply))?;
         // Read back in any case: another process may have created it first.

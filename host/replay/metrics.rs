@@ -1,10 +1,6 @@
 //! Metrics of replays on return.
 
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-
-use crate::telemetry::{label_enum, metrics};
+use crate::telemetry::{Counter, Family, Gauge, label_enum, metrics};
 
 label_enum! {
     /// How a replay ended.

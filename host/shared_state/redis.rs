@@ -33,14 +33,11 @@ impl RedisSharedState {
     fn command(&self, write: &StateWrite) -> Cmd {
         let name = self.name(&write.at);
         let Some((value, ttl)) = &write.value else {
-            let mut command = redis::cmd("DEL");
-            command.arg(name);
+            let command = redis::cmd("DEL").arg(name).take();
             return command;
         };
         let millis = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1);
-        let mut command = redis::cmd("SET");
-        command.arg(name).arg(value.as_slice()).arg("PX").arg(millis);
-        command
+        redis::cmd("SET").arg(name).arg(value.as_slice()).arg("PX").arg(millis).take()
     }
 
     /// Reports a refusal to the caller.
@@ -62,11 +59,7 @@ impl SharedState for RedisSharedState {
     async fn fetch(&self, keys: &[StateKey]) -> Result<Vec<Option<Vec<u8>>>, Unavailable> {
         let mut values = Vec::with_capacity(keys.len());
         for some in keys.chunks(COMMANDS_AT_ONCE) {
-            let get = |at| {
-                let mut command = redis::cmd("GET");
-                command.arg(self.name(at));
-                command
-            };
+            let get = |at| redis::cmd("GET").arg(self.name(at)).take();
             let replies = self.client.run_small("read_plugin_state", some.iter().map(get).collect()).await?;
             for reply in replies {
                 self.check("read_plugin_state", &reply)?;

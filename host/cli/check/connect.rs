@@ -4,7 +4,6 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::blocking::run_blocking;
@@ -13,7 +12,7 @@ use crate::cli::check::result::CheckResult;
 use crate::comets::Fleet;
 use crate::config::Config;
 use crate::gateway::{self, Storage};
-use crate::telemetry::traces;
+use crate::telemetry::{Registry, traces};
 use crate::{artifact, files, policy, tls};
 
 /// Deadline of the directory.

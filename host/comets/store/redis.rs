@@ -30,9 +30,7 @@ impl RedisCometStore {
     }
 
     fn command(&self, name: &str) -> Cmd {
-        let mut command = redis::cmd(name);
-        command.arg(self.key());
-        command
+        redis::cmd(name).arg(self.key()).take()
     }
 
     fn write(&self, new: &[Sighting], since_ms: u64, most: usize) -> Vec<Cmd> {

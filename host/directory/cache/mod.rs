@@ -27,14 +27,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
 use tokio::sync::watch;
 
 use super::freshness::{ForgetCause, Freshness, RoomChanges};
 use crate::message::RoomId;
-use crate::telemetry::{label_enum, metrics};
+use crate::telemetry::{Counter, EncodeLabelSet, Family, label_enum, metrics};
 pub use config::{CacheConfig, Exactness};
 use table::{CacheTable, CachedRoute, Completed, Found, PendingLookup};
 pub use table::{LookupLeader, Need};

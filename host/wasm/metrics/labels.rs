@@ -1,9 +1,7 @@
 //! The labels of the plugins' metrics.
 
-use prometheus_client::encoding::EncodeLabelSet;
-
 use crate::decision::PluginVersion;
-use crate::telemetry::label_enum;
+use crate::telemetry::{EncodeLabelSet, label_enum};
 
 label_enum! {
     /// A function of a plugin that is timed and counted.

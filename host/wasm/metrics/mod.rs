@@ -5,13 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use parking_lot::Mutex;
-use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 
 use crate::decision::{DifferenceKind, FailureKind, PluginVersion};
-use crate::telemetry::{Label, latency_histogram, metrics};
+use crate::telemetry::{Counter, Gauge, Histogram, Label, latency_histogram, metrics};
 use crate::wasm::failure::PluginLimit;
 use crate::wasm::metrics::labels::{CustomMetricLabels, VersionLabels};
 

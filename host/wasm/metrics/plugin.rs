@@ -1,10 +1,7 @@
 //! The metrics of one plugin's version, while it is prepared.
 
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
-
 use crate::decision::{DifferenceKind, FailureKind, PluginVersion};
+use crate::telemetry::{Counter, Gauge, Histogram};
 use crate::wasm::failure::PluginLimit;
 use crate::wasm::metrics::labels::{CustomMetricLabels, FilterDecision, HookKind, VersionLabels};
 use crate::wasm::metrics::{MAX_CUSTOM_METRICS, MAX_CUSTOM_NAME_LENGTH, MetricNames, Metrics};
