@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::message::{CometAddr, ConnectionId, NamedBy, UserId};
+use crate::telemetry::label_enum;
 
 pub use effect::{Effect, FailureKind, MessagePart, OnError, TrailEntry};
 pub use outcome::{DifferenceKind, FilteredMessage, OfflineDecision, PolicyStalled};
@@ -125,32 +126,22 @@ pub struct Guard {
     pub by: PluginVersion,
 }
 
-/// Why a recipient was not reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum AbsenceCause {
-    /// The user is not online, or a policy treats the connection as offline.
-    NotOnline,
-    /// No connection is known for the key.
-    NoConnection,
-    /// The comet did not accept the message in time.
-    CometUnreachable,
+label_enum! {
+    /// Why a recipient was not reached.
+    pub enum AbsenceCause {
+        /// The user is not online, or a policy treats the connection as offline.
+        NotOnline = "not-online",
+        /// No connection is known for the key.
+        NoConnection = "no-connection",
+        /// The comet did not accept the message in time.
+        CometUnreachable = "comet-unreachable",
+    }
 }
 
 impl AbsenceCause {
     /// The cause with this name.
     pub fn named(name: &str) -> Option<Self> {
-        [Self::NotOnline, Self::NoConnection, Self::CometUnreachable]
-            .into_iter()
-            .find(|cause| cause.as_str() == name)
-    }
-
-    /// The cause's name in logs, metrics and records.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::NotOnline => "not-online",
-            Self::NoConnection => "no-connection",
-            Self::CometUnreachable => "comet-unreachable",
-        }
+        Self::ALL.into_iter().find(|cause| cause.as_str() == name)
     }
 }
 

@@ -6,6 +6,7 @@ use futures_util::stream::BoxStream;
 use tonic::{Request, Response, Status};
 
 use crate::api::access::Caller;
+use crate::api::arguments::{self, cursor, optional_device, required_cursor};
 use crate::api::error::ApiError;
 use crate::api::proto::DESCRIPTORS;
 use crate::api::proto::inbox::inbox_server::{Inbox, InboxServer};
@@ -15,7 +16,7 @@ use crate::api::proto::inbox::{
 };
 use crate::api::service::InboxService;
 use crate::api::view::cursor_text;
-use crate::inbox::{self, Cursor, DeviceId, Page, PageEntry, PageQuery, Standing};
+use crate::inbox::{self, Cursor, Page, PageEntry, PageQuery, Standing};
 use crate::message::{RoomId, UserId};
 
 /// Maximum size of a request, in bytes.
@@ -106,8 +107,8 @@ impl Inbox for GrpcInbox {
         let caller = caller(&request)?;
         let AcknowledgeRequest { owner, device, cursor } = request.into_inner();
         let user = user_of(owner)?;
-        let device = DeviceId::new(&device).map_err(|why| ApiError::invalid("device", why))?;
-        let cursor = Cursor::decode(&cursor, &user).map_err(|why| ApiError::invalid("cursor", why))?;
+        let device = arguments::device(&device)?;
+        let cursor = required_cursor("cursor", &cursor, &user)?;
         let standing = self.0.acknowledge(&caller, &user, &device, cursor).await?;
         Ok(Response::new(position_reply(&standing, &user)))
     }
@@ -127,24 +128,6 @@ fn user_of(owner: Option<Owner>) -> Result<UserId, ApiError> {
         Some(owner::Owner::Room(_)) => Err(ApiError::Unsupported("histories of rooms are read page by page")),
         Some(owner::Owner::User(_)) | None => Err(ApiError::invalid("owner", "a user is required")),
     }
-}
-
-fn optional_device(text: &str) -> Result<Option<DeviceId>, ApiError> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    DeviceId::new(text).map(Some).map_err(|why| ApiError::invalid("device", why))
-}
-
-fn cursor<'a>(
-    field: &'static str,
-    text: &str,
-    owner: impl Into<inbox::Owner<'a>>,
-) -> Result<Option<Cursor>, ApiError> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    Cursor::decode(text, owner).map(Some).map_err(|why| ApiError::invalid(field, why))
 }
 
 fn position_reply<'a>(standing: &Standing, owner: impl Into<inbox::Owner<'a>>) -> PositionReply {

@@ -10,11 +10,12 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::api::access::Caller;
+use crate::api::arguments::{cursor, device, required_cursor};
 use crate::api::error::ApiError;
 use crate::api::service::{InboxService, PushRequest};
 use crate::api::view::{PageView, PositionView, ReplayedView};
 use crate::http_server::response::error_response;
-use crate::inbox::{Cursor, DeviceId, Owner, PageQuery};
+use crate::inbox::{Owner, PageQuery};
 use crate::message::{ConnectionId, RoomId, UserId};
 
 /// The description of this API.
@@ -127,7 +128,7 @@ async fn position(
 ) -> Result<Response, Response> {
     let user = user_id(&user)?;
     let Query(parameters) = parameters.map_err(|why| bad_request(&why.body_text()))?;
-    let device = parameters.device.as_deref().map(device_id).transpose()?;
+    let device = parameters.device.as_deref().map(device).transpose()?;
     let standing = service.position(&caller, (&user).into(), device.as_ref()).await?;
     Ok(Json(PositionView::new(&standing, &user)).into_response())
 }
@@ -147,8 +148,8 @@ async fn acknowledge(
 ) -> Result<Response, Response> {
     let user = user_id(&user)?;
     let Json(body) = body.map_err(|why| bad_body(&why))?;
-    let device = device_id(&body.device)?;
-    let cursor = Cursor::decode(&body.cursor, &user).map_err(|why| ApiError::invalid("cursor", why))?;
+    let device = device(&body.device)?;
+    let cursor = required_cursor("cursor", &body.cursor, &user)?;
     let standing = service.acknowledge(&caller, &user, &device, cursor).await?;
     Ok(Json(PositionView::new(&standing, &user)).into_response())
 }
@@ -171,7 +172,7 @@ async fn replay(
 ) -> Result<Response, Response> {
     let user = user_id(&user)?;
     let Json(body) = body.map_err(|why| bad_body(&why))?;
-    let device = body.device.as_deref().map(device_id).transpose()?;
+    let device = body.device.as_deref().map(device).transpose()?;
     if body.acknowledge && device.is_none() {
         return Err(ApiError::invalid("device", "`acknowledge` needs one").into());
     }
@@ -208,22 +209,6 @@ fn room_id(text: &str) -> Result<RoomId, ApiError> {
         return Err(ApiError::invalid("room", format!("a room's id has 1 to {LONGEST_USER} bytes")));
     }
     Ok(text.into())
-}
-
-/// A cursor; `None` if the text is empty.
-fn cursor<'a>(
-    field: &'static str,
-    text: &str,
-    owner: impl Into<Owner<'a>>,
-) -> Result<Option<Cursor>, ApiError> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    Cursor::decode(text, owner).map(Some).map_err(|why| ApiError::invalid(field, why))
-}
-
-fn device_id(text: &str) -> Result<DeviceId, ApiError> {
-    DeviceId::new(text).map_err(|why| ApiError::invalid("device", why))
 }
 
 fn bad_request(why: &str) -> Response {

@@ -14,6 +14,7 @@
 //! It does not know where inboxes are stored, or how messages reach comets.
 
 mod access;
+mod arguments;
 mod error;
 mod grpc;
 mod http;

@@ -30,7 +30,7 @@ pub(crate) use trust::check_order;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use trust::fuzzing::check as check_signature;
 pub use trust::{PluginTrust, TrustedKey, read_signature, sign, signature_as_text, signature_file};
-pub(crate) use trust::{SignedVersion, signed_version};
+pub(crate) use trust::{Statement, signed_version};
 pub(crate) use versions::{EffectiveVersion, VersionChange, VersionError, VersionHistory};
 pub use versions::{
     Exclusion, OverrideCause, RolloutResult, StoredVersion, Transition, VersionEvent, VersionOverride,

@@ -49,25 +49,26 @@ pub enum Effect {
     },
 }
 
-/// A part of a message that plugins can change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MessagePart {
-    /// The body.
-    Body,
-    /// The operation.
-    Operation,
-    /// The room.
-    Room,
-    /// The keys.
-    Keys,
-    /// The room or the keys.
-    Recipients,
-    /// The comets that it may take, or takes in addition.
-    Comets,
-    /// The guards that it must pass.
-    Guards,
-    /// Where it is kept in addition to its delivery.
-    Retention,
+label_enum! {
+    /// A part of a message that plugins can change.
+    pub enum MessagePart {
+        /// The body.
+        Body = "body",
+        /// The operation.
+        Operation = "operation",
+        /// The room.
+        Room = "room",
+        /// The keys.
+        Keys = "keys",
+        /// The room or the keys.
+        Recipients = "recipients",
+        /// The comets that it may take, or takes in addition.
+        Comets = "comets",
+        /// The guards that it must pass.
+        Guards = "guards",
+        /// Where it is kept in addition to its delivery.
+        Retention = "retention",
+    }
 }
 
 label_enum! {
@@ -113,20 +114,6 @@ pub struct TrailEntry {
 }
 
 impl MessagePart {
-    /// The part's name in logs, in `halley explain` and in reports of a replay.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Body => "body",
-            Self::Operation => "operation",
-            Self::Room => "room",
-            Self::Keys => "keys",
-            Self::Recipients => "recipients",
-            Self::Comets => "comets",
-            Self::Guards => "guards",
-            Self::Retention => "retention",
-        }
-    }
-
     /// The names of some parts, separated by commas.
     pub fn names(parts: &[Self]) -> String {
         let names: Vec<_> = parts.iter().map(|part| part.as_str()).collect();

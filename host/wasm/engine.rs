@@ -9,48 +9,35 @@ use bytesize::ByteSize;
 use wasmparser::Payload;
 use wasmtime::{Config, Engine, Module};
 
+use crate::telemetry::label_enum;
 use crate::wasm::address_space;
 
-/// A WebAssembly proposal that no language with a guide here needs. Each proposal exposes more code
-/// of the compiler and the runtime to plugins, so all of them are off by default.
-///
-/// Features that compilers to WebAssembly emit by default are always on: the MVP with sign extension,
-/// saturating conversions, multiple values, bulk memory, reference types, extended constants and
-/// fixed-width SIMD.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum WasmFeature {
-    /// Garbage-collected types, and typed references to functions.
-    Gc,
-    /// Exceptions.
-    Exceptions,
-    /// Memories and tables with 64-bit addresses.
-    Memory64,
-    /// More than one memory in a module.
-    MultiMemory,
-    /// SIMD whose results depend on the processor.
-    RelaxedSimd,
-    /// Calls that replace their caller's frame.
-    TailCall,
+label_enum! {
+    /// A WebAssembly proposal that no language with a guide here needs. Each proposal exposes more code
+    /// of the compiler and the runtime to plugins, so all of them are off by default.
+    ///
+    /// Features that compilers to WebAssembly emit by default are always on: the MVP with sign extension,
+    /// saturating conversions, multiple values, bulk memory, reference types, extended constants and
+    /// fixed-width SIMD.
+    #[derive(serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
+    #[serde(rename_all = "kebab-case")]
+    pub enum WasmFeature {
+        /// Garbage-collected types, and typed references to functions.
+        Gc = "gc",
+        /// Exceptions.
+        Exceptions = "exceptions",
+        /// Memories and tables with 64-bit addresses.
+        Memory64 = "memory64",
+        /// More than one memory in a module.
+        MultiMemory = "multi-memory",
+        /// SIMD whose results depend on the processor.
+        RelaxedSimd = "relaxed-simd",
+        /// Calls that replace their caller's frame.
+        TailCall = "tail-call",
+    }
 }
 
 impl WasmFeature {
-    /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Gc, Self::Exceptions, Self::Memory64, Self::MultiMemory, Self::RelaxedSimd, Self::TailCall];
-
-    /// The feature as named in the configuration.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Gc => "gc",
-            Self::Exceptions => "exceptions",
-            Self::Memory64 => "memory64",
-            Self::MultiMemory => "multi-memory",
-            Self::RelaxedSimd => "relaxed-simd",
-            Self::TailCall => "tail-call",
-        }
-    }
-
     /// The feature with this name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|feature| feature.as_str() == name)

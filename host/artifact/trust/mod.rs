@@ -20,10 +20,10 @@ use crate::digest::Digest;
 
 pub use keys::TrustedKey;
 pub use signature::{as_text as signature_as_text, read as read_signature, signature_path as signature_file};
+pub(crate) use statement::Statement;
 pub use statement::sign;
 
 use signature::ParsedSignature;
-use statement::Statement;
 
 /// The trusted keys; without any, signatures are not required.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,26 +35,13 @@ pub struct PluginTrust {
     named_by: Option<&'static str>,
 }
 
-/// What a signature states. It is not verified.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct SignedVersion {
-    /// The plugin's name in the configuration.
-    pub(crate) name: String,
-    /// Increases with every version.
-    pub(crate) version: u64,
-    /// The SHA-256 of the file.
-    pub(crate) sha256: Digest,
-}
-
 /// What a signature states; `None` for a signature over the file alone, which states nothing.
 ///
 /// # Errors
 /// When it is not a signature.
-pub(crate) fn signed_version(signature: &[u8]) -> Result<Option<SignedVersion>, ArtifactError> {
+pub(crate) fn signed_version(signature: &[u8]) -> Result<Option<Statement>, ArtifactError> {
     Ok(match signature::parse(signature)? {
-        ParsedSignature::Statement(Statement { name, version, sha256 }, _) => {
-            Some(SignedVersion { name, version, sha256 })
-        }
+        ParsedSignature::Statement(statement, _) => Some(statement),
         ParsedSignature::Bare(_) => None,
     })
 }

@@ -27,13 +27,13 @@ pub(super) const BEGIN: &str = "halley-plugin-v1\n";
 /// The signed statement.
 #[derive(Clone, Debug, PartialEq, Eq, derive_more::Display)]
 #[display("{BEGIN}name: {name}\nversion: {version}\nsha256: {sha256}\n")]
-pub(super) struct Statement {
+pub(crate) struct Statement {
     /// The plugin's name in the configuration.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// Increases with every version.
-    pub(super) version: u64,
+    pub(crate) version: u64,
     /// The SHA-256 of the file.
-    pub(super) sha256: Digest,
+    pub(crate) sha256: Digest,
 }
 
 /// Parses a statement with its signature, exactly as [`sign`] writes it.

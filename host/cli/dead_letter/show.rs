@@ -1,5 +1,7 @@
 //! Formats a dead letter: as a row of a table, or as JSON.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use crate::cli::print;
@@ -105,7 +107,7 @@ fn header(header: &Header) -> Value {
     if std::str::from_utf8(&header.name).is_ok() {
         return json!({ "name": name, "value": value });
     }
-    json!({ "name": name, "name_base64": base64(&header.name), "value": value })
+    json!({ "name": name, "name_base64": STANDARD.encode(&header.name), "value": value })
 }
 
 /// `{"text": ...}` for UTF-8 without control characters other than white space, otherwise `{"base64":
@@ -115,23 +117,8 @@ fn bytes(bytes: Option<&[u8]>) -> Value {
     let odd = |c: char| c.is_control() && !matches!(c, '\n' | '\r' | '\t');
     match std::str::from_utf8(bytes) {
         Ok(text) if !text.contains(odd) => json!({ "text": text }),
-        _ => json!({ "base64": base64(bytes) }),
+        _ => json!({ "base64": STANDARD.encode(bytes) }),
     }
-}
-
-/// RFC 4648, with padding.
-fn base64(bytes: &[u8]) -> String {
-    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for chunk in bytes.chunks(3) {
-        let byte = |i: usize| u32::from(chunk.get(i).copied().unwrap_or_default());
-        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for i in 0..4 {
-            let letter = LETTERS[(bits >> (18 - 6 * i)) as usize & 63];
-            text.push(if i <= chunk.len() { char::from(letter) } else { '=' });
-        }
-    }
-    text
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 
-use crate::artifact::{self, FetchedPlugin, RegistryConfig, SignedVersion, TaggedReference};
+use crate::artifact::{self, FetchedPlugin, RegistryConfig, Statement, TaggedReference};
 use crate::cli::plugin::settings;
 use crate::cli::{EXIT_SUCCESS, print, print_lines, usage};
 use crate::files;
@@ -66,7 +66,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     }
     print(&reference);
     print(&match signed {
-        Some(Some(SignedVersion { name, version, .. })) => format!(
+        Some(Some(Statement { name, version, .. })) => format!(
             "{}: signed as version {version} of `{name}`; `halley plugin verify` checks by whom",
             file.display()
         ),

@@ -6,6 +6,7 @@ use crate::artifact::PluginSource;
 use crate::decision::{Effect, FilteredMessage, MessagePart, PluginVersion};
 use crate::message::Message;
 use crate::policy::{Chain, Fraction, OnError, PluginConfig, Policies, QuarantineAction, StateScope};
+use crate::telemetry::label_enum;
 use crate::wasm::{self, RuntimeConfig};
 
 /// A plugin with its own state.
@@ -14,30 +15,19 @@ pub(super) struct ReplayedPlugin {
     version: PluginVersion,
 }
 
-/// The kind of a decision.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum DecisionKind {
-    Passed,
-    Amended,
-    /// Passed unchanged, and kept.
-    Retained,
-    Dropped,
-    DeadLettered,
-    /// The plugin failed; its `on_error` would decide.
-    Failed,
-}
-
-impl DecisionKind {
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Passed => "passed",
-            Self::Amended => "amended",
-            Self::Retained => "retained",
-            Self::Dropped => "dropped",
-            Self::DeadLettered => "dead-lettered",
-            Self::Failed => "failed",
-        }
+label_enum! {
+    /// The kind of a decision.
+    #[derive(PartialOrd, Ord, serde::Serialize)]
+    #[serde(rename_all = "kebab-case")]
+    pub(super) enum DecisionKind {
+        Passed = "passed",
+        Amended = "amended",
+        /// Passed unchanged, and kept.
+        Retained = "retained",
+        Dropped = "dropped",
+        DeadLettered = "dead-lettered",
+        /// The plugin failed; its `on_error` would decide.
+        Failed = "failed",
     }
 }
 

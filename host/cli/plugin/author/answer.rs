@@ -9,6 +9,7 @@ use crate::decision::{Disposition, Verdict};
 use crate::decision::{FilteredMessage, OfflineDecision};
 use crate::membership::{CurrentPlacement, Grouping};
 use crate::message::{Audience, CometAddr, Message};
+use crate::telemetry::label_enum;
 
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,22 +20,12 @@ pub(super) enum PolicyAnswer {
     Statements(Vec<String>),
 }
 
-/// How a message ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum EndKind {
-    Dropped,
-    DeadLettered,
-    Failed,
-}
-
-impl EndKind {
-    /// The word in cases and in answers.
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Dropped => "drop",
-            Self::DeadLettered => "dead-letter",
-            Self::Failed => "fail",
-        }
+label_enum! {
+    /// How a message ended.
+    pub(super) enum EndKind {
+        Dropped = "drop",
+        DeadLettered = "dead-letter",
+        Failed = "fail",
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use prometheus_client::registry::Registry;
 
-use crate::artifact::{self, PluginUpload, SignedVersion, TaggedReference};
+use crate::artifact::{self, PluginUpload, Statement, TaggedReference};
 use crate::cli::plugin::author::project::EngineArgs;
 use crate::cli::plugin::fetch::RegistryArgs;
 use crate::cli::plugin::settings;
@@ -76,7 +76,7 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
         artifact::publish(&registry.into(), &reference, &upload).map_err(|why| named(&file, &why))?;
     print(&published);
     match (&upload.signature, signed) {
-        (_, Some(SignedVersion { name, version, .. })) => {
+        (_, Some(Statement { name, version, .. })) => {
             print(&format!("signed as version {version} of `{name}`"));
         }
         (Some(_), None) => {
@@ -93,11 +93,7 @@ fn named(file: &Path, why: &artifact::ArtifactError) -> anyhow::Error {
 
 /// What is known of the plugin, for people and for tools that list what a registry has. Gateways do not
 /// rely on it: they look into the plugin and its signature.
-fn annotations(
-    file: &Path,
-    inspected: &Inspection,
-    signed: Option<&SignedVersion>,
-) -> BTreeMap<String, String> {
+fn annotations(file: &Path, inspected: &Inspection, signed: Option<&Statement>) -> BTreeMap<String, String> {
     let stem = || file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let title = signed.map_or_else(stem, |signed| signed.name.clone());
     let version = signed.map(|signed| signed.version.to_string());
