@@ -82,7 +82,7 @@ impl From<Socket> for String {
 }
 
 /// With fewer, a second client would get none.
-pub(super) const FEWEST_CONNECTIONS: usize = 8;
+const FEWEST_CONNECTIONS: usize = 8;
 /// The limit of `sockaddr_un` on a path.
 const LONGEST_SOCKET: usize = 107;
 
@@ -105,19 +105,7 @@ impl Config {
                 ));
             }
         }
-        for host in &self.allowed_hosts {
-            if host.is_empty() || !host.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
-                problems.push(format!(
-                    "`admin.allowed_hosts` has `{host}`; expected a name without scheme, port or wildcard, such as halley.example.com"
-                ));
-            }
-        }
-        if self.max_connections < FEWEST_CONNECTIONS {
-            problems.push(format!(
-                "`admin.max_connections` is {}; it must be at least {FEWEST_CONNECTIONS}",
-                self.max_connections
-            ));
-        }
+        problems.extend(listener_problems("admin", &self.allowed_hosts, self.max_connections));
         problems.extend(self.tls.validate("admin.tls"));
         problems
     }
@@ -155,6 +143,28 @@ impl Config {
             *path = base.join(&*path);
         }
     }
+}
+
+/// Mistakes in what all listeners of HTTP have.
+pub(super) fn listener_problems(
+    section: &str,
+    allowed_hosts: &[String],
+    max_connections: usize,
+) -> Vec<String> {
+    let is_name = |host: &str| host.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    let wrong = allowed_hosts.iter().filter(|host| host.is_empty() || !is_name(host));
+    let problem = |host| {
+        format!(
+            "`{section}.allowed_hosts` has `{host}`; expected a name without scheme, port or wildcard, such as halley.example.com"
+        )
+    };
+    let mut problems: Vec<_> = wrong.map(problem).collect();
+    if max_connections < FEWEST_CONNECTIONS {
+        problems.push(format!(
+            "`{section}.max_connections` is {max_connections}; it must be at least {FEWEST_CONNECTIONS}"
+        ));
+    }
+    problems
 }
 
 /// The host in `host:port`; `None` for any other form.

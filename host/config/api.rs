@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use smart_default::SmartDefault;
 
-use super::admin::{FEWEST_CONNECTIONS, host_of, is_loopback};
+use super::admin::{host_of, is_loopback, listener_problems};
 use crate::tls::ListenerConfig;
 
 /// `[api]`: the API for comets and backends, over gRPC and HTTP.
@@ -44,19 +44,7 @@ impl Config {
             }
         }
         problems.extend(self.tls.validate("api.tls"));
-        for host in &self.allowed_hosts {
-            if host.is_empty() || !host.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
-                problems.push(format!(
-                    "`api.allowed_hosts` has `{host}`; expected a name without scheme, port or wildcard, such as halley.example.com"
-                ));
-            }
-        }
-        if self.max_connections < FEWEST_CONNECTIONS {
-            problems.push(format!(
-                "`api.max_connections` is {}; it must be at least {FEWEST_CONNECTIONS}",
-                self.max_connections
-            ));
-        }
+        problems.extend(listener_problems("api", &self.allowed_hosts, self.max_connections));
         problems
     }
 

@@ -263,14 +263,6 @@ fn removed_plugins(versions: &Versions, wanted: &[DesiredPlugin]) -> Vec<Version
     let is_wanted = |name: &String| wanted.iter().any(|one| one.config.name == *name);
     let removed_plugins = versions.active().into_keys().filter(|name| !is_wanted(name));
     let why = || "removed from the configuration".to_owned();
-    let change = |plugin| VersionChange {
-        plugin,
-        to: None,
-        signed: None,
-        why: why(),
-        version_override: None,
-        exclusion: None,
-        rollout_result: None,
-    };
+    let change = |plugin| VersionChange { plugin, why: why(), ..VersionChange::default() };
     removed_plugins.map(change).collect()
 }

@@ -66,27 +66,20 @@ impl Instance {
         limits: InstanceLimits,
     ) -> Result<Self, PluginFailure> {
         let Reserved { mut store, instance } = Reserved::new(module, context, limits)?;
-        let load = |e: wasmtime::Error| PluginFailure::start(format!("could not be loaded: {}", causes(&e)));
         let hooks = &module.hooks;
-        let filter = hooks.filter.as_ref().map(|i| i.load(&mut store, &instance));
-        let filter_columns = hooks.filter_columns.as_ref().map(|i| i.load(&mut store, &instance));
-        let retention = hooks.retention.as_ref().map(|i| i.load(&mut store, &instance));
-        let grouping = hooks.grouping.as_ref().map(|i| i.load(&mut store, &instance));
-        let columns = hooks.grouping_columns.as_ref().map(|i| i.load(&mut store, &instance));
-        let offline = hooks.offline.as_ref().map(|i| i.load(&mut store, &instance));
-        let lifecycle = hooks.lifecycle.as_ref().map(|i| i.load(&mut store, &instance));
+        let lifecycle = load(&hooks.lifecycle, |i| i.load(&mut store, &instance))?;
         let mut loaded = Self {
-            filter: filter.transpose().map_err(load)?,
-            filter_columns: filter_columns.transpose().map_err(load)?,
-            retention: retention.transpose().map_err(load)?,
-            grouping: grouping.transpose().map_err(load)?,
-            grouping_columns: columns.transpose().map_err(load)?,
-            offline: offline.transpose().map_err(load)?,
+            filter: load(&hooks.filter, |i| i.load(&mut store, &instance))?,
+            filter_columns: load(&hooks.filter_columns, |i| i.load(&mut store, &instance))?,
+            retention: load(&hooks.retention, |i| i.load(&mut store, &instance))?,
+            grouping: load(&hooks.grouping, |i| i.load(&mut store, &instance))?,
+            grouping_columns: load(&hooks.grouping_columns, |i| i.load(&mut store, &instance))?,
+            offline: load(&hooks.offline, |i| i.load(&mut store, &instance))?,
             context: Arc::clone(context),
             limits,
             store,
         };
-        if let Some(lifecycle) = lifecycle.transpose().map_err(load)? {
+        if let Some(lifecycle) = lifecycle {
             let config = &context.config;
             let answer = loaded
                 .call(HookKind::Init, limits.at_start(), |store| lifecycle.call_init(store, config))
@@ -105,8 +98,7 @@ impl Instance {
     ) -> Result<Option<String>, PluginFailure> {
         let Some(indices) = &module.hooks.settings else { return Ok(None) };
         let Reserved { mut store, instance } = Reserved::new(module, context, limits)?;
-        let load = |e: wasmtime::Error| PluginFailure::start(format!("could not be loaded: {}", causes(&e)));
-        let settings = indices.load(&mut store, &instance).map_err(load)?;
+        let settings = indices.load(&mut store, &instance).map_err(|e| not_loaded(&e))?;
         let mut asked = Self {
             context: Arc::clone(context),
             limits,
@@ -258,6 +250,18 @@ impl Instance {
         let limits = InstanceLimits { deadline, ..self.limits };
         result.map_err(|e| with_guest_output(failure(&e, &self.store, limits), printed))
     }
+}
+
+/// An export of an instance, if the plugin has it.
+fn load<I, E>(
+    indices: &Option<I>,
+    load: impl FnOnce(&I) -> wasmtime::Result<E>,
+) -> Result<Option<E>, PluginFailure> {
+    indices.as_ref().map(load).transpose().map_err(|e| not_loaded(&e))
+}
+
+fn not_loaded(error: &wasmtime::Error) -> PluginFailure {
+    PluginFailure::start(format!("could not be loaded: {}", causes(error)))
 }
 
 impl InstanceLimits {

@@ -43,7 +43,7 @@ struct VersionTable {
 }
 
 /// The changes that a new policy set makes to one plugin.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct VersionChange {
     pub(crate) plugin: String,
     /// The active version from now on, if any.
