@@ -145,6 +145,14 @@ impl Args {
         None
     }
 
+    /// What the comets serve.
+    fn delivery(&self, config: &Config) -> Delivery {
+        self.delivery.unwrap_or(match config.comets.delivery {
+            DeliveryMode::Stream => Delivery::Stream,
+            DeliveryMode::Auto | DeliveryMode::Unary => Delivery::Unary,
+        })
+    }
+
     fn advertised(&self) -> String {
         self.advertise.clone().unwrap_or_else(|| match self.listen {
             IpAddr::V4(ip) => ip.to_string(),
@@ -191,16 +199,12 @@ async fn bench(args: &Args, config: &Config) -> anyhow::Result<u8> {
     let began = Instant::now();
     let ledger = Arc::new(Mutex::new(Ledger::new(usize::from(args.comets), usize::from(args.rooms))));
     let advertised = args.advertised();
-    let of_config = match config.comets.delivery {
-        DeliveryMode::Stream => Delivery::Stream,
-        DeliveryMode::Auto | DeliveryMode::Unary => Delivery::Unary,
-    };
     let kind = CometsConfig {
         count: usize::from(args.comets),
         listen: args.listen,
         advertised: &advertised,
         dialect: config.comets.dialect,
-        delivery: args.delivery.unwrap_or(of_config),
+        delivery: args.delivery(config),
     };
     let comets = BenchComets::start(kind, (run, began), &ledger).await?;
     let rooms: Vec<RoomId> = (0..args.rooms).map(|room| format!("{PREFIX}{run:08x}-{room}").into()).collect();

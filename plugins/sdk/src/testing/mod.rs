@@ -228,6 +228,21 @@ fn amended(mut message: Message, amendment: Amendment) -> Message {
     message
 }
 
+/// Compares a file with the schema of a type: the test that [`settings!`](crate::settings!) adds. With
+/// `HALLEY_UPDATE_SETTINGS` in the environment it writes the file instead.
+///
+/// # Panics
+/// When the file is missing or outdated.
+#[cfg(feature = "schema")]
+pub fn check_settings_file<T: schemars::JsonSchema>(path: &str) {
+    let current = format!("{}\n", crate::schema_of::<T>());
+    if std::env::var_os("HALLEY_UPDATE_SETTINGS").is_some() {
+        std::fs::write(path, &current).unwrap_or_else(|why| panic!("{path} cannot be written: {why}"));
+    }
+    let is_current = std::fs::read_to_string(path).is_ok_and(|stored| stored == current);
+    assert!(is_current, "{path} is not that of the types; write it with HALLEY_UPDATE_SETTINGS=1 cargo test");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -289,19 +304,4 @@ mod tests {
         policy.advance(Duration::from_secs(60));
         assert!(policy.deliver(room("a").body("two")).is_some());
     }
-}
-
-/// Compares a file with the schema of a type: the test that [`settings!`](crate::settings!) adds. With
-/// `HALLEY_UPDATE_SETTINGS` in the environment it writes the file instead.
-///
-/// # Panics
-/// When the file is missing or outdated.
-#[cfg(feature = "schema")]
-pub fn check_settings_file<T: schemars::JsonSchema>(path: &str) {
-    let current = format!("{}\n", crate::schema_of::<T>());
-    if std::env::var_os("HALLEY_UPDATE_SETTINGS").is_some() {
-        std::fs::write(path, &current).unwrap_or_else(|why| panic!("{path} cannot be written: {why}"));
-    }
-    let is_current = std::fs::read_to_string(path).is_ok_and(|stored| stored == current);
-    assert!(is_current, "{path} is not that of the types; write it with HALLEY_UPDATE_SETTINGS=1 cargo test");
 }
