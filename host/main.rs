@@ -6,6 +6,7 @@
 
 use clap::Parser as _;
 
+#[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
@@ -15,6 +16,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 /// `_RJEM_MALLOC_CONF` in the environment overrides these settings.
 ///
 /// librdkafka keeps glibc's allocator: with jemalloc a bare drain of a topic costs a quarter more.
+#[cfg(feature = "jemalloc")]
 #[allow(unsafe_code, reason = "jemalloc finds its settings by the name of this symbol; it only reads them")]
 #[unsafe(export_name = "_rjem_malloc_conf")]
 pub static ALLOCATOR_SETTINGS: &[u8; 60] = b"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0\0";
