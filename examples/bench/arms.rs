@@ -1,7 +1,7 @@
 //! Runs one arm: a gateway under load, or a floor.
 //!
-//! A gateway's CPU time is measured from the first message that reaches a comet to the last one, so
-//! that its start does not count.
+//! A gateway's CPU time is measured from the first record that it reads to the last message that reaches a
+//! comet, so that its start does not count.
 
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,8 @@ use crate::world::World;
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often the comets' counters are read.
 const LOOK: Duration = Duration::from_millis(1);
+/// The records that a gateway has read.
+const RECORDS: &str = "halley_records_consumed_total";
 /// The interval between live messages: 1,000 per second.
 const LIVE_PACE: Duration = Duration::from_millis(1);
 /// How often rooms were read.
@@ -80,9 +82,9 @@ fn start_floor(args: &[String]) -> anyhow::Result<ChildProcess> {
 
 /// The number of records of a scenario's backlog, and their topic.
 async fn topic_of(world: &mut World, scenario: &Scenario) -> anyhow::Result<(usize, String)> {
-    let Load::Backlog { one_of } = scenario.load else { anyhow::bail!("this load has no backlog") };
+    let Load::Backlog { times, one_of } = scenario.load else { anyhow::bail!("this load has no backlog") };
     // With many rooms, every room has messages.
-    let records = (world.sizes.backlog / one_of).max(scenario.rooms.min(world.sizes.backlog));
+    let records = (world.sizes.backlog * times / one_of).max(scenario.rooms.min(world.sizes.backlog));
     Ok((records, world.backlog(scenario.rooms, records).await?))
 }
 
@@ -196,7 +198,13 @@ async fn wait_for(world: &World, gateway: &mut Gateway, messages: u64) -> anyhow
 async fn backlog(world: &mut World, scenario: &Scenario) -> anyhow::Result<Figures> {
     let (records, topic) = topic_of(world, scenario).await?;
     let mut gateway = world.start_gateway(scenario, &topic).await?;
-    wait_for(world, &mut gateway, 1).await?;
+    let until = Instant::now() + STALL_TIMEOUT;
+    // Its metrics are served a moment after its start.
+    while gateway.metric(RECORDS).map_or(true, |records| records == 0.0) {
+        gateway.check()?;
+        anyhow::ensure!(Instant::now() < until, "nothing is read; its log: {}", gateway.last_words());
+        sleep(LOOK).await;
+    }
     let begin = Sample::take(world, &gateway)?;
     wait_for(world, &mut gateway, (records * scenario.comets) as u64).await?;
     let end = Sample::take(world, &gateway)?;

@@ -96,8 +96,8 @@ pub struct Run {
 struct SharedRun {
     messages: Vec<CallMessage>,
     size: RunSize,
-    /// The ids as metadata, and goim's frames, for all calls; encoded on first use, or when there are
-    /// several messages that will be merged: then they are still in the processor's cache.
+    /// The ids as metadata, and goim's frames, for all calls. They are encoded on first use: what waits for
+    /// a comet has its bodies once.
     ids: OnceLock<Option<HeaderValue>>,
     frames: OnceLock<Bytes>,
     /// Receives the outcomes.
@@ -182,12 +182,7 @@ impl Run {
     /// Its messages in each of this many calls. The outcomes are reported there.
     pub fn into_calls(self, calls: usize, outcomes: Arc<dyn Outcomes>) -> impl Iterator<Item = MessageRun> {
         let Self { messages, size, held } = self;
-        let (mut ids, mut frames, ended) = (OnceLock::new(), OnceLock::new(), Mutex::default());
-        let merges = messages.len() > 1 && messages.iter().all(|message| message.payload.frame_len() > 0);
-        if merges {
-            ids = OnceLock::from(ids_of(&messages));
-            frames = OnceLock::from(frames_of(&messages));
-        }
+        let (ids, frames, ended) = (OnceLock::new(), OnceLock::new(), Mutex::default());
         let calls = calls as u32;
         let run = Arc::new(SharedRun { messages, size, ids, frames, outcomes, calls, ended, _held: held });
         (0..calls).map(move |call| {
