@@ -84,6 +84,33 @@ const MISTAKES: &[(&str, &str)] = &[
 ];
 
 #[test]
+fn settings_of_plugins_are_checked_key_by_key() {
+    let path =
+        |name: &str| repository("plugins/dist").join(name).with_extension("wasm").display().to_string();
+    let (words, rules) = (path("keyword_filter"), path("offline_rules"));
+    let with = |mask: &str, action: &str| {
+        format!(
+            "[[plugin]]\nname = \"words\"\npath = \"{words}\"\n[plugin.config]\nwords = [\"spam\"]\n{mask}\n\
+             [[plugin]]\nname = \"rules\"\npath = \"{rules}\"\n[[plugin.config.rules]]\naction = \"{action}\"\n"
+        )
+    };
+    let (code, said) = check(&with("mask = \"**\"\nmaks = \"*\"", "keep"), &[], &[]);
+    assert_eq!(code, Some(2), "{said}");
+    for violation in [
+        "plugin `words` (",
+        "config.mask: must have at most 1 characters, and is \"**\"",
+        "config.maks: unknown key; the keys are `action`, `ignore_case`, `mask`,",
+        "plugin `rules` (",
+        "config.rules[0].action: expected one of `store`, `notify`, `drop`, and is \"keep\"",
+        "2 mistakes found",
+    ] {
+        assert!(said.contains(violation), "`{violation}` is not in\n{said}");
+    }
+    let (code, said) = check(&with("mask = \"*\"", "drop"), &[], &[]);
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[test]
 fn every_mistake_is_named_before_anything_starts() {
     for (toml, expected) in MISTAKES {
         let (code, said) = check(toml, &[], &[]);
