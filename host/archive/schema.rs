@@ -127,7 +127,9 @@ pub async fn init(config: &Config) -> anyhow::Result<(i64, i64)> {
             match sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await {
                 // Done before, by a migration that was interrupted.
                 Err(error) if has_column_already(&error) => {}
-                done => drop(done.map_err(DatabaseError::from)?),
+                done => {
+                    done.map_err(DatabaseError::from)?;
+                }
             }
         }
     }
