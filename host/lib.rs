@@ -80,6 +80,24 @@
 //! - Nothing waits for a comet's answer except that comet's task and the messages that were sent to it.
 //! - Every task has an owner, every queue a bound, every wait a deadline.
 
+/// A module that the build generates from `proto/`. Lints are for what people write.
+macro_rules! generated {
+    ($(#[$doc:meta])* $visibility:vis mod $name:ident = $file:literal) => {
+        $(#[$doc])*
+        #[allow(
+            missing_docs,
+            unreachable_pub,
+            clippy::all,
+            clippy::allow_attributes_without_reason,
+            clippy::too_many_lines,
+            reason = "generated code"
+        )]
+        $visibility mod $name {
+            include!(concat!(env!("OUT_DIR"), $file));
+        }
+    };
+}
+
 pub mod decision;
 pub mod digest;
 pub mod membership;

@@ -13,22 +13,20 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use axum::Extension;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::Response;
-use parking_lot::Mutex;
 
 use crate::admin::tokens::{Grant, Role, TokenError, TokenFiles, TokenSet};
 use crate::config::admin::{Config, host_of};
-use crate::http_server::auth_rate_limit::AuthRateLimiter;
+use crate::http_server::denied::{AccessDenied, TokenAttempts};
 use crate::http_server::host::AllowedHosts;
 use crate::http_server::peer::Peer;
 use crate::http_server::refusals::{RefusalReason, Refusals, shown};
-use crate::http_server::response::{discard, error_response, retry_later_response};
+use crate::http_server::response::discard;
 use crate::http_server::token::bearer;
 
 /// The permission that a request needs.
@@ -72,18 +70,9 @@ struct AccessInner {
     loopback: bool,
     hosts: AllowedHosts,
     tokens: TokenFiles,
-    auth_rate_limit: Mutex<AuthRateLimiter>,
+    attempts: TokenAttempts,
     refusals: Refusals,
     protect_metrics: bool,
-}
-
-/// Why a request is denied.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct AccessDenied {
-    reason: RefusalReason,
-    status: StatusCode,
-    pub(super) why: String,
-    retry_after: Option<Duration>,
 }
 
 /// The permission that a route needs, and the access control that checks it.
@@ -126,7 +115,7 @@ impl AccessControl {
                 config.allowed_hosts.iter().map(String::as_str).chain(own),
             ),
             tokens: TokenFiles { write: config.token_file.clone(), read: config.read_token_file.clone() },
-            auth_rate_limit: Mutex::new(AuthRateLimiter::new(Instant::now())),
+            attempts: TokenAttempts::new(),
             refusals,
             protect_metrics: config.protect_metrics,
         }))
@@ -148,8 +137,7 @@ impl AccessControl {
             return Ok(Caller(None));
         }
         let tokens = self.0.tokens.current().await;
-        let denied =
-            |why: TokenError| denied(RefusalReason::Forbidden, StatusCode::FORBIDDEN, why.to_string());
+        let denied = |why: TokenError| AccessDenied::forbidden(RefusalReason::Forbidden, why.to_string());
         let tokens = tokens.map_err(denied)?;
         self.check_token(peer, needs, headers, &tokens)
     }
@@ -164,15 +152,13 @@ impl AccessControl {
     ) -> Result<bool, AccessDenied> {
         if needs.is_write() && headers.contains_key(header::ORIGIN) {
             let why = "writes from browsers are refused; use `halley plugin`";
-            return Err(denied(RefusalReason::Origin, StatusCode::FORBIDDEN, why));
+            return Err(AccessDenied::forbidden(RefusalReason::Origin, why));
         }
         if peer.is_operator() {
             return Ok(true);
         }
         if let Peer::Tcp(_) = peer {
-            self.0.hosts.check(uri, headers).map_err(|wrong| {
-                denied(RefusalReason::Host, StatusCode::MISDIRECTED_REQUEST, wrong.to_string())
-            })?;
+            self.0.hosts.check(uri, headers)?;
         }
         Ok(needs == Permission::Host)
     }
@@ -197,7 +183,7 @@ impl AccessControl {
 
     /// Whether a token is required. Fails if no token would help.
     fn needs_token(&self, peer: Peer, needs: Permission, tokens: &TokenSet) -> Result<bool, AccessDenied> {
-        let forbidden = |why: &str| Err(denied(RefusalReason::Forbidden, StatusCode::FORBIDDEN, why));
+        let forbidden = |why: &str| Err(AccessDenied::forbidden(RefusalReason::Forbidden, why));
         match needs {
             _ if needs.is_write() && !tokens.has(needs.role()) => forbidden(
                 "writes require a token with the role, or the Unix socket and the gateway's own user; \
@@ -223,19 +209,10 @@ impl AccessControl {
         tokens: &TokenSet,
         given: &[u8],
     ) -> Result<Grant, AccessDenied> {
-        let auth_rate_limit = || self.0.auth_rate_limit.lock();
-        auth_rate_limit().take(peer.key(), Instant::now()).map_err(|wait| AccessDenied {
-            retry_after: Some(wait),
-            ..denied(
-                RefusalReason::RateLimited,
-                StatusCode::TOO_MANY_REQUESTS,
-                "too many failed token attempts; retry later, or use the Unix socket",
-            )
+        let grant = self.0.attempts.attempt(peer, "retry later, or use the Unix socket", || {
+            let wrong = || unauthorized(RefusalReason::WrongToken, "token does not match");
+            tokens.grant(given).ok_or_else(wrong)
         })?;
-        let Some(grant) = tokens.grant(given) else {
-            return Err(unauthorized(RefusalReason::WrongToken, "token does not match"));
-        };
-        auth_rate_limit().refund(peer.key());
         if needs.is_write() && !grant.roles.contains(&needs.role()) {
             let why = match needs {
                 Permission::Push => {
@@ -243,32 +220,15 @@ impl AccessControl {
                 }
                 _ => "the token lacks the role `operate`; use one with it in `[admin] token_file`",
             };
-            return Err(denied(RefusalReason::Forbidden, StatusCode::FORBIDDEN, why));
+            return Err(AccessDenied::forbidden(RefusalReason::Forbidden, why));
         }
         Ok(grant)
     }
 }
 
-impl AccessDenied {
-    pub(super) fn into_response(self) -> Response {
-        let mut response = match self.retry_after {
-            Some(wait) => retry_later_response(self.status, &self.why, wait),
-            None => error_response(self.status, &self.why),
-        };
-        if self.status == StatusCode::UNAUTHORIZED {
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        }
-        response
-    }
-}
-
 fn unauthorized(reason: RefusalReason, why: &str) -> AccessDenied {
     let remedy = "pass `--token-file` or set HALLEY_ADMIN_TOKEN (`Authorization: Bearer ...`)";
-    denied(reason, StatusCode::UNAUTHORIZED, format!("{why}; {remedy}"))
-}
-
-fn denied(reason: RefusalReason, status: StatusCode, why: impl Into<String>) -> AccessDenied {
-    AccessDenied { reason, status, why: why.into(), retry_after: None }
+    AccessDenied::new(reason, StatusCode::UNAUTHORIZED, format!("{why}; {remedy}"))
 }
 
 #[cfg(test)]

@@ -6,25 +6,23 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::{Extension, Router};
-use parking_lot::Mutex;
 use tonic::Status;
 
 use crate::api::error::ApiError;
 use crate::api::tokens::{Grant, TokenFile};
 use crate::config::admin::host_of;
 use crate::config::api::Config;
-use crate::http_server::auth_rate_limit::AuthRateLimiter;
+use crate::http_server::denied::{AccessDenied, TokenAttempts};
 use crate::http_server::host::AllowedHosts;
 use crate::http_server::peer::{ClientName, Peer};
 use crate::http_server::refusals::{RefusalReason, Refusals, shown};
-use crate::http_server::response::{discard, error_response, retry_later_response};
+use crate::http_server::response::discard;
 use crate::http_server::token::bearer;
 use crate::inbox::Owner;
 use crate::message::{RoomId, UserId};
@@ -84,16 +82,8 @@ struct AccessInner {
     loopback: bool,
     hosts: AllowedHosts,
     tokens: TokenFile,
-    auth_rate_limit: Mutex<AuthRateLimiter>,
+    attempts: TokenAttempts,
     refusals: Refusals,
-}
-
-/// Why a request is denied.
-struct Denied {
-    reason: RefusalReason,
-    status: StatusCode,
-    why: String,
-    retry_after: Option<Duration>,
 }
 
 impl AccessControl {
@@ -109,7 +99,7 @@ impl AccessControl {
             loopback: listens_on.ip().is_loopback(),
             hosts: AllowedHosts::new("[api] allowed_hosts", names),
             tokens,
-            auth_rate_limit: Mutex::new(AuthRateLimiter::new(Instant::now())),
+            attempts: TokenAttempts::new(),
             refusals,
         }))
     }
@@ -119,42 +109,30 @@ impl AccessControl {
         routes.layer(middleware::from_fn_with_state(self.clone(), authorize))
     }
 
-    async fn check(&self, peer: Peer, uri: &Uri, headers: &HeaderMap) -> Result<Grant, Denied> {
+    async fn check(&self, peer: Peer, uri: &Uri, headers: &HeaderMap) -> Result<Grant, AccessDenied> {
         if headers.contains_key(header::ORIGIN) {
             let why = "requests from browsers are refused; let your backend ask";
-            return Err(denied(RefusalReason::Origin, StatusCode::FORBIDDEN, why));
+            return Err(AccessDenied::forbidden(RefusalReason::Origin, why));
         }
-        self.0.hosts.check(uri, headers).map_err(|wrong| {
-            denied(RefusalReason::Host, StatusCode::MISDIRECTED_REQUEST, wrong.to_string())
-        })?;
+        self.0.hosts.check(uri, headers)?;
         let Some(tokens) = self.0.tokens.current().await else {
             // The configuration requires tokens elsewhere.
             return if self.0.loopback {
                 Ok(Grant::everything())
             } else {
                 let why = "no token is configured; set `[api] token_file`";
-                Err(denied(RefusalReason::Forbidden, StatusCode::FORBIDDEN, why))
+                Err(AccessDenied::forbidden(RefusalReason::Forbidden, why))
             };
         };
-        let unauthorized = |reason, why: &str| denied(reason, StatusCode::UNAUTHORIZED, why);
+        let unauthorized = |reason, why: &str| AccessDenied::new(reason, StatusCode::UNAUTHORIZED, why);
         let given = bearer(headers).ok_or_else(|| {
             unauthorized(RefusalReason::NoToken, "a token is required: `authorization: Bearer ...`")
         })?;
-        let attempt = self.0.auth_rate_limit.lock().take(peer.key(), Instant::now());
-        attempt.map_err(|wait| Denied {
-            retry_after: Some(wait),
-            ..denied(
-                RefusalReason::RateLimited,
-                StatusCode::TOO_MANY_REQUESTS,
-                "too many failed token attempts; retry later",
-            )
-        })?;
-        let grant = tokens.grant(given);
-        let grant = grant.ok_or_else(|| {
-            unauthorized(RefusalReason::WrongToken, "token does not match any in `[api] token_file`")
-        })?;
-        self.0.auth_rate_limit.lock().refund(peer.key());
-        Ok(grant)
+        self.0.attempts.attempt(peer, "retry later", || {
+            let wrong =
+                || unauthorized(RefusalReason::WrongToken, "token does not match any in `[api] token_file`");
+            tokens.grant(given).ok_or_else(wrong)
+        })
     }
 }
 
@@ -178,7 +156,7 @@ async fn authorize(
             if !is_grpc {
                 discard(request.into_body()).await;
             }
-            denied.into_response(is_grpc)
+            response_of(denied, is_grpc)
         }
     }
 }
@@ -188,28 +166,15 @@ fn is_grpc(request: &Request) -> bool {
     kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
-impl Denied {
-    /// As HTTP or, for gRPC, as a status.
-    fn into_response(self, is_grpc: bool) -> Response {
-        if is_grpc {
-            let status = match self.status {
-                StatusCode::UNAUTHORIZED => Status::unauthenticated(self.why),
-                StatusCode::TOO_MANY_REQUESTS => Status::resource_exhausted(self.why),
-                _ => Status::permission_denied(self.why),
-            };
-            return status.into_http();
-        }
-        let mut response = match self.retry_after {
-            Some(wait) => retry_later_response(self.status, &self.why, wait),
-            None => error_response(self.status, &self.why),
-        };
-        if self.status == StatusCode::UNAUTHORIZED {
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        }
-        response
+/// As HTTP or, for gRPC, as a status.
+fn response_of(denied: AccessDenied, is_grpc: bool) -> Response {
+    if !is_grpc {
+        return denied.into_response();
     }
-}
-
-fn denied(reason: RefusalReason, status: StatusCode, why: impl Into<String>) -> Denied {
-    Denied { reason, status, why: why.into(), retry_after: None }
+    let status = match denied.status {
+        StatusCode::UNAUTHORIZED => Status::unauthenticated(denied.why),
+        StatusCode::TOO_MANY_REQUESTS => Status::resource_exhausted(denied.why),
+        _ => Status::permission_denied(denied.why),
+    };
+    status.into_http()
 }

@@ -8,16 +8,8 @@ use crate::decision::AbsenceCause;
 use crate::inbox;
 use crate::message::{Message, UserId};
 
-#[allow(
-    missing_docs,
-    unreachable_pub,
-    clippy::all,
-    clippy::allow_attributes_without_reason,
-    clippy::too_many_lines,
-    reason = "generated code"
-)]
-mod proto {
-    include!(concat!(env!("OUT_DIR"), "/halley.archive.v1.rs"));
+generated! {
+    mod proto = "/halley.archive.v1.rs"
 }
 
 use proto::{ArchiveRecord, Recipient};

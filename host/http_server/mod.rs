@@ -13,9 +13,10 @@
 //! It does not know what is served.
 
 pub(crate) mod activity;
-pub(crate) mod auth_rate_limit;
+mod auth_rate_limit;
 pub(crate) mod concurrency;
 mod connections;
+pub(crate) mod denied;
 pub(crate) mod host;
 pub(crate) mod listener;
 pub(crate) mod peer;

@@ -90,11 +90,6 @@ impl FilterRun {
         *self = Self::new(generation, messages);
     }
 
-    /// The set whose filters it passes through.
-    pub fn generation(&self) -> Generation {
-        self.generation
-    }
-
     /// The requested values, in the same order; `None` where there is no value.
     pub fn supply_state(&mut self, keys: Vec<StateKey>, values: Vec<Option<Vec<u8>>>) {
         self.rounds += 1;

@@ -40,17 +40,9 @@ struct ProcessCollector;
 impl Collector for ProcessCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let process = ProcessStats::read();
-        let gauge = |value: Option<u64>| -> Option<Box<dyn EncodeMetric>> {
-            value.map(|value| Box::new(ConstGauge::new(value)) as Box<dyn EncodeMetric>)
-        };
-        let seconds: Option<Box<dyn EncodeMetric>> = match process.cpu_seconds {
-            Some(seconds) => Some(Box::new(ConstCounter::new(seconds))),
-            None => None,
-        };
-        let start: Option<Box<dyn EncodeMetric>> = match process.start_seconds {
-            Some(start) => Some(Box::new(ConstGauge::new(start))),
-            None => None,
-        };
+        let gauge = |value: Option<u64>| value.map(|value| boxed(ConstGauge::new(value)));
+        let seconds = process.cpu_seconds.map(|seconds| boxed(ConstCounter::new(seconds)));
+        let start = process.start_seconds.map(|start| boxed(ConstGauge::new(start)));
         let all = [
             ("process_cpu_seconds", "CPU time of the process, user and system.", seconds),
             ("process_start_time_seconds", "When the process started, in seconds since 1970.", start),
@@ -66,6 +58,10 @@ impl Collector for ProcessCollector {
         }
         Ok(())
     }
+}
+
+fn boxed(metric: impl EncodeMetric + 'static) -> Box<dyn EncodeMetric> {
+    Box::new(metric)
 }
 
 /// The unit of times in `/proc`: 1/100 s on every architecture that Rust supports (`USER_HZ`).
