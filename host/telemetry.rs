@@ -156,6 +156,20 @@ fn line(format: Format, text: &str) -> Vec<u8> {
     line.into_bytes()
 }
 
+/// An error with its causes, each once.
+pub(crate) fn causes(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let text = inner.to_string();
+        if !words.contains(&text) {
+            words = format!("{words}: {text}");
+        }
+        cause = inner.source();
+    }
+    words
+}
+
 /// A latency histogram in seconds: from 50 microseconds to about 13 seconds, doubling.
 pub fn latency_histogram() -> Histogram {
     Histogram::new(exponential_buckets(50e-6, 2.0, 19))

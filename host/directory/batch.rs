@@ -4,7 +4,7 @@ use redis::{Cmd, Value};
 
 use super::Lookup;
 use super::room_query;
-use crate::redis_client::{Refusal, refusal};
+use crate::redis_client::denial;
 
 /// One command for a room, two for a key.
 pub(super) fn commands(lookups: &[Lookup], room: fn(&str) -> Cmd) -> Vec<Cmd> {
@@ -39,10 +39,7 @@ pub(super) fn room_replies<'a>(
 
 /// The server's message if it refuses `SORT_RO` itself, for any key.
 pub(super) fn sort_refused(lookups: &[Lookup], replies: &[Value]) -> Option<String> {
-    room_replies(lookups, replies).find_map(|reply| match refusal(reply) {
-        Some(Refusal::Denied(said) | Refusal::Other(said)) => Some(said),
-        Some(Refusal::WrongType) | None => None,
-    })
+    room_replies(lookups, replies).find_map(denial)
 }
 
 /// A member's id as bytes.

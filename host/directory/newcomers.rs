@@ -20,7 +20,7 @@ use super::pages::USERS_AT_ONCE;
 use super::room_query::{self, AddressInterner, ConnectionRow};
 use crate::membership::{Connection, Member, Membership};
 use crate::message::{RoomId, UserId};
-use crate::redis_client::{RedisClient, Refusal, elements, refusal};
+use crate::redis_client::{RedisClient, denial, elements, refusal};
 
 /// Ids that are listed with one command: about 5 ms of Redis' time.
 const LISTED_AT_ONCE: usize = 10_000;
@@ -72,7 +72,7 @@ impl Newcomers<'_> {
         let fetched = commands.len();
         if fetched > 0 {
             let infos = self.client.run_scan("get_connections", commands).await?;
-            if let Some(denied) = infos.iter().find_map(refusal_to_read) {
+            if let Some(denied) = infos.iter().find_map(denial) {
                 return Err(self.client.denied("lookup", format!("{denied} (`connection:info:*`)")));
             }
             let users = add_newcomers(&mut listed, infos);
@@ -116,7 +116,7 @@ impl Newcomers<'_> {
             return Ok(());
         }
         let replies = self.client.run_scan("get_users_online", commands).await?;
-        if let Some(denied) = replies.iter().find_map(refusal_to_read) {
+        if let Some(denied) = replies.iter().find_map(denial) {
             return Err(self.client.denied("lookup", format!("{denied} (`user:online:*`)")));
         }
         let answers = replies.into_iter().flat_map(elements).map(|answer| answer != Value::Nil);
@@ -144,14 +144,6 @@ impl Listing {
         self.cursor = cursor;
         // With repeats, which are few.
         self.failed |= self.ids.len() > max_room_size;
-    }
-}
-
-/// Why the server does not let the key be read; a key of another type is read as an absent one.
-fn refusal_to_read(reply: &Value) -> Option<String> {
-    match refusal(reply)? {
-        Refusal::Denied(why) | Refusal::Other(why) => Some(why),
-        Refusal::WrongType => None,
     }
 }
 

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use redis::{Cmd, Value};
 
 use super::{GuardClaim, Guards, Unavailable};
-use crate::redis_client::{RedisClient, Refusal, refusal};
+use crate::redis_client::{RedisClient, denial};
 
 /// Claims under `<prefix>guard:` in Redis. The value of a key is the id of the claiming message, so a
 /// claim can be sent twice. After a failover, claims that had not been replicated can be made again.
@@ -24,7 +24,7 @@ impl RedisGuards {
     }
 
     pub(super) fn decide(&self, claim: &GuardClaim, set: &Value, owner: &Value) -> Result<bool, Unavailable> {
-        if let Some(Refusal::Denied(said) | Refusal::Other(said)) = refusal(set).or_else(|| refusal(owner)) {
+        if let Some(said) = denial(set).or_else(|| denial(owner)) {
             return Err(self.client.denied("claim_guards", said));
         }
         Ok(match (set, owner) {
@@ -46,8 +46,7 @@ impl Guards for RedisGuards {
         for claim in claims {
             let key = self.key(claim);
             commands.push(set_if_absent(&key, claim));
-            let get = redis::cmd("GET").arg(key).take();
-            commands.push(get);
+            commands.push(redis::cmd("GET").arg(key).take());
         }
         let replies = self.client.run_small("claim_guards", commands).await?;
         let pairs = claims.iter().zip(replies.chunks(2));

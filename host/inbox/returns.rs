@@ -11,7 +11,7 @@ use redis::{Cmd, Value};
 use super::{Owner, Unavailable};
 use crate::message::{ConnectionId, UserId};
 use crate::redis_client::{
-    BadUrl, Config, KeyEvents, Metrics, RedisClient, Refusal, ScanCursor, elements, refusal, text,
+    BadUrl, Config, KeyEvents, Metrics, RedisClient, ScanCursor, denial, elements, text,
 };
 
 /// Where comets register users.
@@ -145,9 +145,9 @@ impl ReturnedUsers {
 
     async fn run(&self, operation: &'static str, commands: Vec<Cmd>) -> Result<Vec<Value>, Unavailable> {
         let replies = self.client.run_reads(operation, commands).await?;
-        match replies.iter().find_map(refusal) {
-            Some(Refusal::Denied(said) | Refusal::Other(said)) => Err(self.client.refused(operation, said)),
-            Some(Refusal::WrongType) | None => Ok(replies),
+        match replies.iter().find_map(denial) {
+            Some(said) => Err(self.client.refused(operation, said)),
+            None => Ok(replies),
         }
     }
 }

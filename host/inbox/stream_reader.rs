@@ -19,7 +19,7 @@ use super::paging::{Paging, Step, StreamEntry, StreamRange};
 use super::redis::fields;
 use super::references::{Reference, fill, references, truncate};
 use super::{StoredMessage, Unavailable, now_ms};
-use crate::redis_client::{RedisClient, Refusal, elements, is_too_large, refusal, text};
+use crate::redis_client::{RedisClient, denial, elements, is_too_large, text};
 
 /// Reads streams.
 #[derive(Debug, Clone)]
@@ -152,7 +152,7 @@ impl StreamReader {
     ) -> Result<Vec<Value>, Unavailable> {
         let replies = self.client.run_reads(operation, commands).await?;
         for reply in &replies {
-            if let Some(Refusal::Denied(said) | Refusal::Other(said)) = refusal(reply)
+            if let Some(said) = denial(reply)
                 && !is_too_large(reply)
                 && !said.contains("no such key")
             {

@@ -66,7 +66,7 @@ use health::ConnectionHealth;
 pub use lease::{Lease, LeaseTerm, TrackedValue, TrackedValues};
 pub use metrics::Metrics;
 use reply::PartialReplies;
-pub use reply::{Refusal, TextReply, elements, excess, is_too_large, refusal, text};
+pub use reply::{Refusal, TextReply, denial, elements, excess, is_too_large, refusal, text};
 use reply_meter::ReplyLimits;
 pub use scan::ScanCursor;
 pub use topology::{BadUrl, UrlProblem};

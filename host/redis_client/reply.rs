@@ -65,6 +65,14 @@ pub enum Refusal {
     Other(String),
 }
 
+/// What the server said if it does not allow a command or cannot run it, whatever the key holds.
+pub fn denial(reply: &Value) -> Option<String> {
+    match refusal(reply)? {
+        Refusal::Denied(said) | Refusal::Other(said) => Some(said),
+        Refusal::WrongType => None,
+    }
+}
+
 /// The refusal in a reply, if it is one.
 pub fn refusal(value: &Value) -> Option<Refusal> {
     let Value::ServerError(error) = value else { return None };

@@ -5,7 +5,7 @@ use redis::Value;
 
 use super::{RedriveKeys, Unavailable, new_key};
 use crate::message::RedriveKey;
-use crate::redis_client::{RedisClient, Refusal, refusal};
+use crate::redis_client::{RedisClient, denial};
 
 /// The key in this Redis.
 #[derive(Clone, Debug)]
@@ -24,13 +24,10 @@ impl RedisRedriveKeys {
     }
 
     fn check(&self, reply: &Value) -> Result<(), Unavailable> {
-        match refusal(reply) {
-            Some(Refusal::Denied(said) | Refusal::Other(said)) => {
-                Err(self.client.denied("read_redrive_key", format!("{said} (`{}`)", self.name())))
-            }
-            // A foreign value is not a key.
-            Some(Refusal::WrongType) | None => Ok(()),
-        }
+        // A foreign value is not a key.
+        denial(reply).map_or(Ok(()), |said| {
+            Err(self.client.denied("read_redrive_key", format!("{said} (`{}`)", self.name())))
+        })
     }
 }
 

@@ -5,7 +5,7 @@ use redis::{Cmd, Value};
 
 use super::{SharedState, Unavailable};
 use crate::decision::{StateKey, StateWrite};
-use crate::redis_client::{RedisClient, Refusal, refusal};
+use crate::redis_client::{RedisClient, denial};
 
 /// Maximum number of commands and bytes of values per round trip, so that a batch neither delays
 /// others nor exceeds the timeout.
@@ -33,8 +33,7 @@ impl RedisSharedState {
     fn command(&self, write: &StateWrite) -> Cmd {
         let name = self.name(&write.at);
         let Some((value, ttl)) = &write.value else {
-            let command = redis::cmd("DEL").arg(name).take();
-            return command;
+            return redis::cmd("DEL").arg(name).take();
         };
         let millis = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1);
         redis::cmd("SET").arg(name).arg(value.as_slice()).arg("PX").arg(millis).take()
@@ -42,10 +41,7 @@ impl RedisSharedState {
 
     /// Reports a refusal to the caller.
     fn check(&self, operation: &'static str, reply: &Value) -> Result<(), Unavailable> {
-        match refusal(reply) {
-            Some(Refusal::Denied(said) | Refusal::Other(said)) => Err(self.client.denied(operation, said)),
-            Some(Refusal::WrongType) | None => Ok(()),
-        }
+        denial(reply).map_or(Ok(()), |said| Err(self.client.denied(operation, said)))
     }
 
     async fn write_some(&self, commands: Vec<Cmd>) -> Result<(), Unavailable> {

@@ -22,6 +22,7 @@ use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url, redirec
 use crate::artifact::error::ArtifactError;
 use crate::artifact::registry::challenge::{self, AuthChallenge};
 use crate::artifact::registry::site::{RegistryConfig, is_loopback_host, is_same_site};
+use crate::telemetry::causes;
 
 /// The deadline of a whole fetch, and of each answer.
 pub(super) const DEADLINE: Duration = Duration::from_secs(30);
@@ -363,18 +364,4 @@ fn secret(text: &str) -> Result<HeaderValue, ArtifactError> {
         HeaderValue::from_str(text).map_err(|_| failed("the token cannot be sent: it is no header"))?;
     value.set_sensitive(true);
     Ok(value)
-}
-
-/// An error with its causes, each once.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut words = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let text = inner.to_string();
-        if !words.contains(&text) {
-            words = format!("{words}: {text}");
-        }
-        cause = inner.source();
-    }
-    words
 }

@@ -16,6 +16,7 @@ use reqwest::{Client, StatusCode, redirect};
 use super::config::Config;
 use crate::backoff::Backoff;
 use crate::reloaded::{InvalidContent, ReloadError, Reloaded, SourceFile};
+use crate::telemetry::causes;
 
 /// Maximum size of a reply in bytes; the reply of OTLP says little.
 const MOST_REPLY: usize = 64 * 1024;
@@ -106,7 +107,7 @@ impl CollectorClient {
                 }
                 Err(error) => (CollectorError::Http(error.without_url()), None),
             };
-            self.last.lock().failure = Some(chain(&error));
+            self.last.lock().failure = Some(causes(&error));
             if !error.may_pass() {
                 return Err(error);
             }
@@ -135,7 +136,7 @@ impl HttpClient for CollectorClient {
                 let before = last.failure.take().filter(|_| matches!(error, CollectorError::TimedOut(_)));
                 last.failure = Some(match before {
                     Some(before) => format!("{error}: {before}"),
-                    None => chain(&error),
+                    None => causes(&error),
                 });
                 Err(error.into())
             }
@@ -153,17 +154,6 @@ pub(super) fn read_headers(config: &Config) -> Result<Option<Reloaded<HeaderMap>
         Reloaded::load_now("traces.headers_file", files, |contents| headers(&contents[0]))
     };
     config.headers_file.as_ref().map(read).transpose()
-}
-
-/// An error with its causes.
-fn chain(error: &CollectorError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error).and_then(std::error::Error::source);
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 async fn read(mut reply: reqwest::Response) -> Result<Response<Bytes>, CollectorError> {
