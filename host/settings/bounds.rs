@@ -188,7 +188,8 @@ impl<'d> Parts<'d> {
     }
 }
 
-/// Patterns are matched in linear time; what such an engine does not support is refused.
+/// Patterns are matched in linear time, by the validator with the same engine; what that does not support is
+/// refused.
 fn check_pattern(pattern: &str) -> Result<(), SchemaError> {
     let refused = |why: String| SchemaError::Pattern(short(pattern), why);
     if pattern.len() > MAX_PATTERN {
@@ -198,8 +199,13 @@ fn check_pattern(pattern: &str) -> Result<(), SchemaError> {
         Err(regex::Error::CompiledTooBig(_)) => {
             Err(refused(format!("takes more than {PATTERN_MEMORY} bytes when compiled")))
         }
-        // The validator translates the escapes of ECMAScript, and names what it cannot translate.
-        Ok(_) | Err(_) => Ok(()),
+        // The validator would translate more of ECMAScript, and compile it without this limit.
+        Err(error) => {
+            let text = error.to_string();
+            let reason = text.lines().last().unwrap_or_default().trim().trim_start_matches("error: ");
+            Err(refused(format!("is not supported: {reason}")))
+        }
+        Ok(_) => Ok(()),
     }
 }
 
