@@ -1,7 +1,7 @@
 # Halley. `make` alone lists the targets.
 
 .DEFAULT_GOAL := help
-.PHONY: help build plugins demo check test deploy-check soak bench bench-plugins bench-languages fuzz clean
+.PHONY: help build plugins demo check models test deploy-check soak bench bench-plugins bench-languages fuzz clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -38,12 +38,14 @@ BUILDERS := plugin_cli:: languages::
 test: ## Everything: lints, unit tests, policies, and the stories on real Kafka and Redis
 	@.ci/deps.sh test
 	@tests/prepare.sh
-	@tests/run.sh 5 -- $(foreach story,$(BUILDERS),--skip $(story))
-	cargo test --locked --features models --lib model::
+	@tests/beside.sh $(MAKE) --no-print-directory check models -- \
+		tests/run.sh 5 -- $(foreach story,$(BUILDERS),--skip $(story))
 	@tests/run.sh 2 --test stories -- $(BUILDERS)
 	cargo test --locked --manifest-path plugins/Cargo.toml
 	cargo test --locked --manifest-path examples/my-policy/Cargo.toml
-	@$(MAKE) --no-print-directory check
+
+models: ## Models of threads: queues, counters and locks under many interleavings
+	cargo test --locked --features models --lib model::
 
 # Builds helm and others once, which takes five minutes; stories check the same files in cheaper ways.
 deploy-check: ## Dockerfile, compose.yaml and Helm chart, with hadolint, compose-go, helm and kubeconform
