@@ -91,12 +91,6 @@ impl MemoryDirectory {
         self.details_changed();
     }
 
-    /// Removes a connection; rooms that still list it have a stale member.
-    pub fn disconnect(&self, connection: &str) {
-        self.tables.lock().connections.remove(connection);
-        self.details_changed();
-    }
-
     /// Registers a user as online with a connection.
     pub fn online(&self, user: &str, connection: &str) {
         self.tables.lock().online.insert(user.into(), connection.into());

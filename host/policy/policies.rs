@@ -264,7 +264,8 @@ impl Policies {
     }
 
     /// Notifies of every new generation.
-    pub fn subscribe(&self) -> watch::Receiver<Generation> {
+    #[cfg(test)]
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Generation> {
         self.generation.subscribe()
     }
 

@@ -207,7 +207,8 @@ impl<V: Clone> RouteCache<V> {
     }
 
     /// The number of cached rooms and of their connections.
-    pub fn size(&self) -> (usize, usize) {
+    #[cfg(test)]
+    fn size(&self) -> (usize, usize) {
         let table = self.table.lock();
         (table.cached.len(), table.weight)
     }
