@@ -81,7 +81,8 @@ async fn the_end_does_not_wait_for_a_compiler() {
     std::fs::copy(repository("plugins/dist/keyword_filter.wasm"), &file).expect("copied");
     let plugin =
         Plugin::new("filter", &file).set("deadline", quoted("5s")).config(&json!({ "words": ["spam"] }));
-    let settings = gateway(&topic).plugin(plugin);
+    // On a fast machine the slow component needs the default within two seconds.
+    let settings = gateway(&topic).plugin(plugin).set("policies", "compile_memory", quoted("8GiB"));
 
     let running = settings.clone().start().await;
     write_slow_component(&file.with_extension("new"));
