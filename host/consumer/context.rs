@@ -111,6 +111,11 @@ impl Context {
         &self.config.group
     }
 
+    /// Whether partitions that are added while no gateway runs may stay unassigned: see `unassigned`.
+    pub(super) fn is_static_member(&self) -> bool {
+        !self.config.instance_id.is_empty() && !self.config.uses_consumer_protocol()
+    }
+
     /// How often librdkafka refreshes its metadata.
     pub(super) fn metadata_refresh(&self) -> Duration {
         let set = self.config.properties.get(METADATA_REFRESH_KEY).and_then(|value| value.parse().ok());

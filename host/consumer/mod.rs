@@ -51,6 +51,7 @@ mod watch;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::thread::Scope;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -230,13 +231,15 @@ const POSITION_RETRY: Duration = Duration::from_secs(1);
 impl Poller {
     /// Polls until it is stopped or fenced.
     fn run(self) -> StopOutcome {
-        self.poll_until_stopped();
-        self.drain()
+        std::thread::scope(|scope| {
+            self.poll_until_stopped(scope);
+            self.drain()
+        })
     }
 
-    fn poll_until_stopped(&self) {
+    fn poll_until_stopped<'scope, 'a>(&'a self, scope: &'scope Scope<'scope, 'a>) {
         let context = self.consumer.context();
-        let mut topics = TopicWatch::new(&self.consumer);
+        let mut topics = TopicWatch::new(scope, &self.consumer);
         let mut now = Instant::now();
         let (mut next_store, mut next_refill, mut next_positioning) = (now + self.store_every, now, now);
         let (mut fill, mut any_full) = (Fill::Nothing, false);
@@ -344,7 +347,7 @@ impl Poller {
     }
 
     /// Drains, commits and leaves the group.
-    fn drain(self) -> StopOutcome {
+    fn drain(&self) -> StopOutcome {
         if self.consumer.context().is_fenced() {
             // Another member owns the partitions and their unsettled records.
             self.partitions().cancel_all();

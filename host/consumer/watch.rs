@@ -6,39 +6,65 @@
 //! see `rd_kafka_topic_metadata_update`). With this check they arrive late and out of order, but
 //! they arrive.
 
+use std::sync::mpsc::{self, TryRecvError};
+use std::thread::Scope;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::KafkaResult;
 use tracing::debug;
 
 use crate::consumer::context::Context;
 use crate::consumer::unassigned::Unassigned;
-use crate::kafka::{DescribeGroup, DescribeTopics, Topics};
+use crate::kafka::{AssignedPartitions, DescribeTopics, Topics, assigned_partitions};
+use crate::panics;
 
 /// How often topics are checked.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// Timeout of a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the group may take to be described: a gateway that stops meanwhile waits for it at its end.
+const GROUP_TIMEOUT: Duration = Duration::from_secs(3);
+/// Every broker is asked for its groups: once for so many refreshes of the metadata.
+const GROUP_CHECKS: u32 = 4;
 
-/// The pending request, and when the next one is due.
-pub(super) struct TopicWatch<'a> {
+/// The pending request, and when the next one is due. Requests that block run on threads of `scope`.
+pub(super) struct TopicWatch<'scope, 'a> {
+    scope: &'scope Scope<'scope, 'a>,
     consumer: &'a BaseConsumer<Context>,
     question: Question<'a>,
     unassigned: Unassigned,
+    /// When the group is described next.
+    next_group: Instant,
 }
 
 /// What is asked: first the topics, then who has their partitions.
 enum Question<'a> {
     At(Instant),
     Topics(DescribeTopics<'a>),
-    Group(DescribeGroup<'a>, Topics),
+    Group(mpsc::Receiver<KafkaResult<Option<AssignedPartitions>>>, Topics),
 }
 
-impl<'a> TopicWatch<'a> {
-    pub(super) fn new(consumer: &'a BaseConsumer<Context>) -> Self {
-        let question = Question::At(Instant::now() + CHECK_INTERVAL);
+impl<'scope, 'a> TopicWatch<'scope, 'a> {
+    pub(super) fn new(scope: &'scope Scope<'scope, 'a>, consumer: &'a BaseConsumer<Context>) -> Self {
+        let now = Instant::now();
+        let question = Question::At(now + CHECK_INTERVAL);
         let unassigned = Unassigned::new(consumer.context().metadata_refresh());
-        Self { consumer, question, unassigned }
+        Self { scope, consumer, question, unassigned, next_group: now }
+    }
+
+    /// Asks who has the partitions, if that is due and can be in question: other groups assign what is new.
+    fn ask_group(&mut self, now: Instant, topics: Topics) -> Option<Question<'a>> {
+        let (consumer, context) = (self.consumer, self.consumer.context());
+        if now < self.next_group || !context.is_static_member() {
+            return None;
+        }
+        self.next_group = now + context.metadata_refresh() / GROUP_CHECKS;
+        let (sender, answer) = mpsc::channel();
+        let ask = move || assigned_partitions(consumer.client(), consumer.context().group(), GROUP_TIMEOUT);
+        let run = move || drop(sender.send(panics::call_or_abort("the description of the group", ask)));
+        let thread = std::thread::Builder::new().name("kafka-group".into()).spawn_scoped(self.scope, run);
+        thread.is_ok().then_some(Question::Group(answer, topics))
     }
 
     /// Handles a response, or sends a request when one is due. Never blocks.
@@ -54,24 +80,29 @@ impl<'a> TopicWatch<'a> {
             Question::Topics(question) => question.answer(Duration::ZERO).map(|answer| match answer {
                 Ok(topics) => {
                     context.update_topics(&topics);
-                    let question = DescribeGroup::ask(client, context.group(), REQUEST_TIMEOUT);
-                    question.map(|question| Question::Group(question, topics))
+                    self.ask_group(now, topics)
                 }
                 Err(error) => {
                     debug!(%error, "kafka did not describe the topics");
                     None
                 }
             }),
-            Question::Group(question, topics) => question.answer(Duration::ZERO).map(|answer| {
-                match answer {
-                    Ok(Some(assigned)) => {
-                        context.set_unassigned(self.unassigned.update(now, topics, &assigned));
-                    }
-                    Ok(None) => self.unassigned.clear(),
-                    Err(error) => debug!(%error, "kafka did not describe the group"),
+            Question::Group(answer, topics) => match answer.try_recv() {
+                Err(TryRecvError::Empty) => None,
+                Err(TryRecvError::Disconnected) => Some(None),
+                Ok(Ok(Some(assigned))) => {
+                    context.set_unassigned(self.unassigned.update(now, topics, &assigned));
+                    Some(None)
                 }
-                None
-            }),
+                Ok(Ok(None)) => {
+                    self.unassigned.clear();
+                    Some(None)
+                }
+                Ok(Err(error)) => {
+                    debug!(%error, "kafka did not describe the group");
+                    Some(None)
+                }
+            },
         };
         if let Some(next) = asked {
             self.question = next.unwrap_or(Question::At(now + CHECK_INTERVAL));

@@ -1,111 +1,92 @@
 //! Which partitions the members of a consumer group have, as the group's coordinator knows it.
-
-#![allow(unsafe_code, reason = "librdkafka's own calls; each block says why it is sound")]
+//!
+//! librdkafka (2.12) has a newer call, `rd_kafka_DescribeConsumerGroups`, which must not be used by a process
+//! that has to live: if it times out before the coordinator can be reached, the process aborts in
+//! `rd_kafka_enq_once_del_source_return` as soon as it can (`rd_kafka_coord_req_fsm` uses what the
+//! timeout has freed).
 
 use std::collections::BTreeSet;
-use std::ffi::{CStr, CString};
 use std::time::Duration;
 
-use rdkafka::bindings as native;
+use bytes::Buf;
+use bytes::TryGetError;
 use rdkafka::client::{Client, ClientContext};
-use rdkafka::error::RDKafkaErrorCode;
-
-use crate::kafka::admin_request::AdminRequest;
+use rdkafka::error::KafkaResult;
 
 /// The partitions that members of a group have, by topic and number.
 pub(crate) type AssignedPartitions = BTreeSet<(String, i32)>;
 
-/// A pending request that describes a consumer group.
-pub(crate) struct DescribeGroup<'a>(AdminRequest<'a>);
-
-impl<'a> DescribeGroup<'a> {
-    /// Requests this group; `None` if no group can have that name.
-    pub(crate) fn ask<C: ClientContext>(
-        client: &'a Client<C>,
-        group: &str,
-        timeout: Duration,
-    ) -> Option<Self> {
-        let name = CString::new(group).ok()?;
-        let mut names = [name.as_ptr()];
-        let operation = native::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS;
-        Some(Self(AdminRequest::send(client, operation, timeout, |handle, options, queue| {
-            // SAFETY: `send` passes valid pointers; the name lives until the end of the block, and
-            // librdkafka copies it.
-            unsafe {
-                native::rd_kafka_DescribeConsumerGroups(
-                    handle,
-                    names.as_mut_ptr(),
-                    names.len(),
-                    options,
-                    queue,
-                );
-            }
-        })))
-    }
-
-    /// The response, if it arrives within this time: what the members have, or `None` while the group
-    /// is rebalancing.
-    ///
-    /// # Errors
-    /// When Kafka does not describe the group, for example because the client lacks DESCRIBE on it.
-    pub(crate) fn answer(
-        &self,
-        within: Duration,
-    ) -> Option<Result<Option<AssignedPartitions>, RDKafkaErrorCode>> {
-        // SAFETY: the event is valid as long as the closure runs.
-        let answer = self.0.answer(within, |event| unsafe { read_event(event) })?;
-        Some(answer.and_then(|group| group))
-    }
+/// The partitions that members of a group have; `None` while it rebalances, if it is unknown or not to be
+/// described, and if it uses the protocol of KIP-848. Blocks for up to `timeout`.
+///
+/// # Errors
+/// When Kafka does not describe its groups in time.
+pub(crate) fn assigned_partitions<C: ClientContext>(
+    client: &Client<C>,
+    group: &str,
+    timeout: Duration,
+) -> KafkaResult<Option<AssignedPartitions>> {
+    let groups = client.fetch_group_list(Some(group), timeout)?;
+    let stable = groups.groups().iter().find(|group| group.state() == "Stable");
+    Ok(stable.and_then(|group| {
+        let assignments = group.members().iter().filter_map(|member| member.assignment());
+        let all: Result<Vec<_>, _> = assignments.map(read_assignment).collect();
+        all.ok().map(|all| all.into_iter().flatten().collect())
+    }))
 }
 
-/// # Safety
-/// The event is a valid one.
-unsafe fn read_event(
-    event: *mut native::rd_kafka_event_t,
-) -> Option<Result<Option<AssignedPartitions>, RDKafkaErrorCode>> {
-    // SAFETY: the caller's; all pointers are into the event, and live as long as it.
-    unsafe {
-        let result = native::rd_kafka_event_DescribeConsumerGroups_result(event);
-        if result.is_null() {
-            return None;
+/// The partitions of an assignment: version, topics with their partitions, and user data. See
+/// `ConsumerProtocolAssignment.json` in Apache Kafka.
+fn read_assignment(mut bytes: &[u8]) -> Result<AssignedPartitions, TryGetError> {
+    let mut assigned = AssignedPartitions::new();
+    let _version = bytes.try_get_i16()?;
+    for _ in 0..bytes.try_get_i32()? {
+        let length = usize::try_from(bytes.try_get_i16()?).unwrap_or_default();
+        let Some((topic, rest)) = bytes.split_at_checked(length) else {
+            return Err(TryGetError { requested: length, available: bytes.len() });
+        };
+        bytes = rest;
+        for _ in 0..bytes.try_get_i32()? {
+            assigned.insert((String::from_utf8_lossy(topic).into_owned(), bytes.try_get_i32()?));
         }
-        let mut count = 0;
-        let described = native::rd_kafka_DescribeConsumerGroups_result_groups(result, &raw mut count);
-        (count > 0).then(|| read_group(*described))
     }
+    Ok(assigned)
 }
 
-/// # Safety
-/// The description is a valid one.
-unsafe fn read_group(
-    group: *const native::rd_kafka_ConsumerGroupDescription_t,
-) -> Result<Option<AssignedPartitions>, RDKafkaErrorCode> {
-    // SAFETY: the caller's; all pointers are into the description. A member has an assignment, and that
-    // a list, which may be empty (rd_kafka_MemberDescription_new).
-    unsafe {
-        let error = native::rd_kafka_ConsumerGroupDescription_error(group);
-        let error = RDKafkaErrorCode::from(native::rd_kafka_error_code(error));
-        if error != RDKafkaErrorCode::NoError {
-            return Err(error);
-        }
-        let stable = native::rd_kafka_consumer_group_state_t::RD_KAFKA_CONSUMER_GROUP_STATE_STABLE;
-        if native::rd_kafka_ConsumerGroupDescription_state(group) != stable {
-            return Ok(None);
-        }
-        let mut assigned = AssignedPartitions::new();
-        for at in 0..native::rd_kafka_ConsumerGroupDescription_member_count(group) {
-            let member = native::rd_kafka_ConsumerGroupDescription_member(group, at);
-            let assignment = native::rd_kafka_MemberDescription_assignment(member);
-            let list = native::rd_kafka_MemberAssignment_partitions(assignment);
-            if list.is_null() {
-                continue;
+#[cfg(test)]
+mod tests {
+    use bytes::BufMut as _;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn an_assignment_is_read_as_it_was_written(
+            topics in prop::collection::btree_map("[a-z]{1,8}", prop::collection::btree_set(0..100_i32, 0..4), 0..4),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut bytes = Vec::new();
+            bytes.put_i16(1);
+            bytes.put_i32(topics.len() as i32);
+            for (topic, numbers) in &topics {
+                bytes.put_i16(topic.len() as i16);
+                bytes.put_slice(topic.as_bytes());
+                bytes.put_i32(numbers.len() as i32);
+                numbers.iter().for_each(|number| bytes.put_i32(*number));
             }
-            for at in 0..usize::try_from((*list).cnt).unwrap_or_default() {
-                let element = &*(*list).elems.add(at);
-                let topic = CStr::from_ptr(element.topic).to_string_lossy().into_owned();
-                assigned.insert((topic, element.partition));
+            let whole = bytes.len();
+            prop_assert!(read_assignment(&bytes[..cut.index(whole)]).is_err(), "something is missing");
+            bytes.put_i32(-1);
+            let all = topics.iter().flat_map(|(topic, numbers)| numbers.iter().map(|number| (topic.clone(), *number)));
+            prop_assert_eq!(read_assignment(&bytes).expect("complete"), all.collect::<AssignedPartitions>());
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            if let Ok(assigned) = read_assignment(&bytes) {
+                prop_assert!(assigned.len() * 4 <= bytes.len());
             }
         }
-        Ok(Some(assigned))
     }
 }

@@ -38,7 +38,7 @@ use crate::schema;
 
 pub(crate) use client_events::{ClientEvents, log_line};
 pub(crate) use errors::{describe, refused};
-pub(crate) use group_members::{AssignedPartitions, DescribeGroup};
+pub(crate) use group_members::{AssignedPartitions, assigned_partitions};
 pub use mock_broker::MockBroker;
 pub(crate) use ordered_writer::{FitRecord, OrderedWriter, WriteOutcome};
 pub(crate) use patterns::is_pattern;
