@@ -5,6 +5,7 @@
 //! pending work over all messages is bounded: by `absent_budget` in absent recipients, and by the inbox
 //! queue and the notifier in requests in flight.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use crate::dead_letter::{DeadLetterReason, Stage};
 use crate::decision::{AbsenceCause, AbsentRecipient, Disposition, Effect, TrailEntry};
 use crate::history::InboxEntries;
 use crate::inbox::{InboxEntry, Position, StoreResult};
-use crate::message::{Message, UserId};
+use crate::message::{ConnectionId, Message, UserId};
 use crate::pipeline::delivery_task::DeliveryTask;
 use crate::pipeline::key_order::{Output, OutputReleaser};
 use crate::pipeline::metrics::TimedStage;
@@ -162,8 +163,17 @@ impl DeliveryTask {
         let StoreResult { refused, reason, .. } =
             self.archive(message, kept, (&positions, reference)).await?;
         failed.add(refused, reason);
-        self.hand_over(message, &returned).await?;
+        self.hand_over(message, &self.not_reached(returned)).await?;
         Ok(store.len())
+    }
+
+    /// The users whose connection did not get the message: a user may have several, and one is registered.
+    fn not_reached(&self, mut returned: Vec<(UserId, ConnectionId)>) -> Vec<(UserId, ConnectionId)> {
+        if !returned.is_empty() {
+            let reached: HashSet<_> = self.trace.reached().map(|recipient| &recipient.connection).collect();
+            returned.retain(|(_, connection)| !reached.contains(connection));
+        }
+        returned
     }
 
     /// The absent recipients, then the users who were reached if the message is stored for these as well,

@@ -97,6 +97,12 @@ async fn chosen_operations_are_stored_for_those_online_too() {
     redis.join("lobby", "c2", "bob", comet.address()).await;
     redis.join("lobby", "c3", "cid", comet.address()).await;
     redis.offline("cid").await;
+    // Users with several connections, of which the last one is registered.
+    for user in 0..5 {
+        for device in ["phone", "tablet"] {
+            redis.join("lobby", &format!("{device}-{user}"), &format!("user-{user}"), comet.address()).await;
+        }
+    }
     let topic = kafka().topic("always-store", 1).await;
     let settings = gateway(&topic).redis(&redis).set("offline", "always_store", "[7]");
     let gateway = settings.start().await;
@@ -107,8 +113,9 @@ async fn chosen_operations_are_stored_for_those_online_too() {
     let to_lobby = To::Room("lobby".into());
     let live = [(to_lobby.clone(), 4, "chat".to_owned()), (to_lobby, 7, "a call".to_owned())];
     assert_eq!(comet.deliveries(), live, "each once, and nothing is handed over to who is online anyway");
-    for (user, count) in [("ann", 1), ("bob", 1), ("cid", 2)] {
+    for (user, count) in [("ann", 1), ("bob", 1), ("cid", 2), ("user-0", 1), ("user-4", 1)] {
         assert_eq!(stored_ids(&redis, user).await.len(), count, "{user}");
     }
-    assert_eq!(gateway.metric("halley_offline_returned_total").await, Some(0.0));
+    let handed_over = r#"halley_offline_handed_over_total{outcome="delivered"}"#;
+    assert_eq!(gateway.metric(handed_over).await, Some(0.0));
 }
