@@ -38,7 +38,7 @@ BUILDERS := plugin_cli:: languages::
 test: ## Everything: lints, unit tests, policies, and the stories on real Kafka and Redis
 	@.ci/deps.sh test
 	@tests/prepare.sh
-	@tests/beside.sh $(MAKE) --no-print-directory check models -- \
+	@tests/background.sh $(MAKE) --no-print-directory check models -- \
 		tests/run.sh 5 -- $(foreach story,$(BUILDERS),--skip $(story))
 	@tests/run.sh 2 --test stories -- $(BUILDERS)
 	cargo test --locked --manifest-path plugins/Cargo.toml

@@ -191,7 +191,7 @@ const UNLIMITED: &[(&str, &str, &str)] = &[
     ("comets", "queue", "10000000"),
     ("comets", "max_pending_bytes", "\"8GiB\""),
 ];
-/// A backlog that takes seconds, beside which starting and ending count little.
+/// A backlog that takes seconds: starting and ending count little.
 const LONG: Scenario = Scenario { load: Load::Backlog { times: 8, one_of: 1 }, ..GOIM_8 };
 
 const fn line(what: &'static str, unit: Unit, arm: usize, figure: Figure) -> Line {

@@ -133,7 +133,7 @@ impl<'d> Fields<'d> {
     }
 }
 
-/// The schema in an `allOf` of one, and the one beside `null` in an `anyOf`: an optional type.
+/// The schema in an `allOf` of one, and the one next to `null` in an `anyOf`: an optional type.
 fn single(schema: &Value) -> Option<&Value> {
     if let Some([only]) = schema.get("allOf").and_then(Value::as_array).map(Vec::as_slice) {
         return Some(only);

@@ -132,7 +132,7 @@ async fn only_certified_clients_pass_and_still_need_a_token() {
 #[tokio::test]
 async fn a_write_is_logged_with_the_names_in_the_certificate() {
     let world = World::new();
-    // Whoever gets such a certificate signed does not forge a line, or a second name.
+    // A client that gets such a certificate signed does not forge a line, or a second name.
     let forged = "carol, URI:spiffe://example.org/admin\nINFO audit: a write";
     for (file, name) in [("carol", forged), ("dave", &*"d".repeat(64))] {
         world.clients.issue(name, VALID).write(world.files.path(), file);

@@ -73,6 +73,18 @@ fn released_plugins_report_version_and_hooks() {
 }
 
 #[test]
+fn released_plugins_name_no_folder_of_the_machine_that_built_them() {
+    for (version, name) in RELEASED.iter().flat_map(|version| {
+        ["comet_drain", "duplicate_guard", "offline_rules", "unruly"].map(|name| (version, name))
+    }) {
+        let file = format!("{}/tests/guests/released/{version}/{name}.wasm", env!("CARGO_MANIFEST_DIR"));
+        let bytes = std::fs::read(&file).expect("a released plugin");
+        let folder = b"/root/";
+        assert!(!bytes.windows(folder.len()).any(|part| part == folder), "{file}");
+    }
+}
+
+#[test]
 fn released_filters_decide() {
     for version in RELEASED {
         let guard = released(version, "duplicate_guard", json!({ "duplicates": { "within": "60s" } }));

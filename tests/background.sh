@@ -1,27 +1,28 @@
 #!/usr/bin/env bash
-# Runs one command at the lowest priority beside another one: tests/beside.sh COMMAND... -- COMMAND...
+# Runs a command in the background, at the lowest priority, while another one runs:
+# tests/background.sh COMMAND... -- COMMAND...
 #
 # Stories wait for servers much of the time; what only needs a processor fits in between. The output of the
 # first command follows that of the second one. Fails if either fails.
 set -uo pipefail
 
-beside=()
+background=()
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
-    beside+=("$1")
+    background+=("$1")
     shift
 done
 shift
 
 log=$(mktemp)
 # A moment later: cargo locks its folder while it looks what to build, and the other command goes first.
-(sleep 20 && exec nice -n 19 "${beside[@]}") >"$log" 2>&1 &
+(sleep 20 && exec nice -n 19 "${background[@]}") >"$log" 2>&1 &
 process=$!
 # However this ends, nothing is left behind.
 trap 'kill "$process" 2>/dev/null; wait; rm -f "$log"' EXIT
 
 result=0
 "$@" || result=1
-printf 'beside: %s\n' "${beside[*]}"
+printf 'background: %s\n' "${background[*]}"
 wait "$process" || result=1
 cat "$log"
 exit "$result"
