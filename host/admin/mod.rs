@@ -25,6 +25,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::http::StatusCode;
+use axum::response::Response;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -36,6 +38,7 @@ use crate::config::admin::Config;
 use crate::gateway::Handle;
 use crate::http_server::listener;
 use crate::http_server::refusals::Refusals;
+use crate::http_server::response::error_response;
 use crate::http_server::serve::Server;
 use crate::http_server::tls::Certificate;
 use access::AccessControl;
@@ -99,6 +102,7 @@ impl Admin {
         let reads = ReadApi::new(gateway.clone(), refusals.clone());
         let routes =
             reads.probes(&access).merge(reads.router(&access)).merge(write::router(gateway, &access, writes));
+        let routes = routes.fallback(unknown_path);
         let over_socket = async {
             if let Some(socket) = socket {
                 Server::new(routes.clone(), MAX_RESERVED, &refusals).serve(socket, shutdown.clone()).await;
@@ -118,6 +122,13 @@ impl Admin {
             () = watch => {}
         }
     }
+}
+
+async fn unknown_path() -> Response {
+    error_response(
+        StatusCode::NOT_FOUND,
+        "unknown path; there are /healthz, /readyz, /metrics, /v1/plugins, /v1/comets, /v1/stalls, /v1/routes/{room}",
+    )
 }
 
 /// How often tokens and certificate are looked at for readiness; requests look each time.

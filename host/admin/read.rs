@@ -201,7 +201,7 @@ async fn plugins(State(ReadApi { gateway, .. }): State<ReadApi>) -> Response {
 async fn plugin(State(ReadApi { gateway, .. }): State<ReadApi>, Path(name): Path<String>) -> Response {
     match plugin_status(&gateway, &name) {
         Some(status) => Json(status).into_response(),
-        None => unknown(&name),
+        None => unknown(&gateway, &name),
     }
 }
 
@@ -210,7 +210,7 @@ async fn plugin(State(ReadApi { gateway, .. }): State<ReadApi>, Path(name): Path
 async fn settings(State(ReadApi { gateway, .. }): State<ReadApi>, Path(name): Path<String>) -> Response {
     let status = gateway.policies().status();
     let Some(plugin) = status.plugins.iter().find(|plugin| plugin.name == name) else {
-        return unknown(&name);
+        return unknown(&gateway, &name);
     };
     let fields = plugin.settings.as_ref().map(|settings| settings.fields());
     let described =
@@ -221,7 +221,7 @@ async fn settings(State(ReadApi { gateway, .. }): State<ReadApi>, Path(name): Pa
 async fn versions(State(ReadApi { gateway, .. }): State<ReadApi>, Path(name): Path<String>) -> Response {
     match gateway.policies().versions(&name) {
         Some(versions) => Json(json!({ "plugin": name, "versions": versions })).into_response(),
-        None => unknown(&name),
+        None => unknown(&gateway, &name),
     }
 }
 
@@ -243,11 +243,15 @@ pub(super) fn plugin_status(gateway: &Handle, name: &str) -> Option<serde_json::
     Some(json!({ "generation": status.generation, "active": active, "override": instead }))
 }
 
-fn unknown(name: &str) -> Response {
-    error_response(
-        StatusCode::NOT_FOUND,
-        &format!("plugin `{name}` not found; GET /v1/plugins lists the names"),
-    )
+/// How many names an error lists.
+const MOST_NAMES: usize = 20;
+
+fn unknown(gateway: &Handle, name: &str) -> Response {
+    let status = gateway.policies().status();
+    let names = status.plugins.iter().take(MOST_NAMES).map(|plugin| format!("`{}`", plugin.name));
+    let known = names.collect::<Vec<_>>().join(", ");
+    let known = if known.is_empty() { "no plugin is active" } else { &format!("active: {known}") };
+    error_response(StatusCode::NOT_FOUND, &format!("plugin `{name}` not found; {known}"))
 }
 
 async fn comets(State(ReadApi { gateway, .. }): State<ReadApi>) -> Response {

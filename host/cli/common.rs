@@ -47,6 +47,15 @@ pub(super) fn code_of(error: &anyhow::Error) -> u8 {
     if error.is::<UsageError>() { EXIT_USAGE } else { EXIT_FAILURE }
 }
 
+/// An error and its causes. Texts of librdkafka's errors contain those of their causes already.
+pub(super) fn with_causes(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.as_str() {
+        "" => cause,
+        said if said.ends_with(&cause) => text,
+        said => format!("{said}: {cause}"),
+    })
+}
+
 /// Maximum size of a file named on the command line, in bytes.
 pub(super) const LARGEST_INPUT: u64 = 256 * 1024 * 1024;
 
@@ -132,6 +141,15 @@ pub(super) fn write(file: &Path, text: &str) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let code = rdkafka::types::RDKafkaErrorCode::UnknownPartition;
+        let kafka = anyhow::Error::from(rdkafka::error::KafkaError::MetadataFetch(code));
+        let once = "topic: Meta data fetch error: UnknownPartition (Local: Unknown partition)";
+        assert_eq!(with_causes(&kafka.context("topic")), once);
+        assert_eq!(with_causes(&anyhow::anyhow!("b").context("a")), "a: b");
+    }
 
     #[test]
     fn a_file_is_for_the_plugin_of_its_name() {

@@ -4,7 +4,7 @@ use clap::Subcommand;
 use prometheus_client::registry::Registry;
 
 use crate::cli::page_args::PageArgs;
-use crate::cli::{ConfigArgs, EXIT_SUCCESS, block_on, usage};
+use crate::cli::{ConfigArgs, EXIT_SUCCESS, block_on, print, usage};
 use crate::gateway::Storage;
 use crate::inbox::Cursor;
 use crate::message::RoomId;
@@ -46,6 +46,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         };
         let page = history.page(&room, &query).await?;
         args.page.show(&page, (&room).into(), args.json)?;
+        if page.entries.is_empty() && !args.json && !config.history.covers(&room) {
+            print("`[history] rooms` does not cover the room: it has only what a policy keeps");
+        }
         Ok(EXIT_SUCCESS)
     })
 }

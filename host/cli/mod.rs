@@ -113,7 +113,7 @@ impl Cli {
             Command::CompilePlugin(args) => compile_plugin::run(args),
         };
         let code = done.unwrap_or_else(|error| {
-            fail(&format!("{error:#}"));
+            fail(&common::with_causes(&error));
             common::code_of(&error)
         });
         finish(code)

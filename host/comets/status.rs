@@ -107,7 +107,7 @@ impl BroadcastReach {
         let retention = humantime::format_duration(self.retention);
         (!self.has_wanted()).then(|| {
             format!(
-                "no comet is configured: only comets that an entry of the directory named within the last {retention} are known; list all comets in [comets] nodes, or configure [comets.discovery]"
+                "no comet is configured: only comets that an entry of the directory has named lately are known ([comets] retention = {retention}); list all comets in [comets] nodes, or configure [comets.discovery]"
             )
         })
     }

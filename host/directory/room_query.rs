@@ -27,10 +27,10 @@ const LONGEST_COMET: usize = 1024;
 #[derive(Debug, Clone, PartialEq, Eq, derive_more::Display)]
 pub(super) enum RoomQuery {
     /// `SORT_RO` with `GET` patterns.
-    #[display("SORT_RO")]
+    #[display("rooms are read with SORT_RO, one command each")]
     SortRo,
     /// `SSCAN`, then `HMGET`; with the reason why `SORT_RO` is not used.
-    #[display("SSCAN + HMGET (the server refuses SORT_RO: {_0})")]
+    #[display("rooms are read with SSCAN + HMGET, which takes a round trip more (the server refuses SORT_RO: {_0})")]
     SscanHmget(String),
 }
 

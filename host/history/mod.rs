@@ -19,7 +19,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 use crate::decision::Retention;
-use crate::message::Message;
+use crate::message::{Message, RoomId};
 pub use crate::redis_client::Unavailable;
 use crate::schema;
 use crate::telemetry::{Counter, metrics};
@@ -99,14 +99,15 @@ impl Config {
 
     /// Where a message is kept by configuration.
     pub fn retention_of(&self, message: &Message) -> Retention {
-        let history = message.room().is_some_and(|room| self.covers(room.as_str()));
+        let history = message.room().is_some_and(|room| self.covers(room));
         Retention { history, ..Retention::default() }
     }
 
-    fn covers(&self, room: &str) -> bool {
+    /// Whether `rooms` names this room.
+    pub fn covers(&self, room: &RoomId) -> bool {
         let matches = |pattern: &String| match pattern.strip_suffix('*') {
-            Some(begin) => room.starts_with(begin),
-            None => room == pattern,
+            Some(begin) => room.as_str().starts_with(begin),
+            None => room.as_str() == pattern,
         };
         self.rooms.iter().any(matches)
     }

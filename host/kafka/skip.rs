@@ -12,9 +12,9 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::kafka::Config;
 use crate::kafka::topic_ids::metadata_of;
-use crate::kafka::topic_reader::{REQUEST_TIMEOUT, blocking};
+use crate::kafka::topic_reader::{REQUEST_TIMEOUT, blocking, no_answer, partitions};
+use crate::kafka::{Config, refused};
 
 /// Which records to skip.
 #[derive(Clone, Debug)]
@@ -47,8 +47,20 @@ pub async fn skip(config: &Config, skip: SkipRequest) -> anyhow::Result<SkippedR
         .set("auto.offset.reset", "earliest")
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false");
-    let consumer: Arc<BaseConsumer> = Arc::new(client.create()?);
+    let consumer: Arc<BaseConsumer> = Arc::new(client.create().map_err(refused)?);
     let group = config.group.clone();
+    let number = skip.partition;
+    let topic = skip.topic.clone();
+    let numbers = blocking(&consumer, move |consumer| partitions(consumer, &topic)).await;
+    let Some(numbers) = numbers.with_context(|| no_answer(&config.brokers))? else {
+        anyhow::bail!("topic `{}` not found; check --topic and `[kafka] brokers`", skip.topic);
+    };
+    let count = numbers.len();
+    anyhow::ensure!(
+        numbers.contains(&number),
+        "topic `{}` has no partition {number}: it has {count}, from 0 on",
+        skip.topic
+    );
     blocking(&consumer, move |consumer| pass_over(consumer, &group, &skip)).await
 }
 

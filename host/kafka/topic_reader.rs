@@ -190,7 +190,7 @@ pub(crate) fn partitions<C: ConsumerContext>(
     }
 }
 
-fn no_answer(brokers: &str) -> String {
+pub(crate) fn no_answer(brokers: &str) -> String {
     format!("kafka unreachable at `{brokers}`; check `[kafka] brokers` and `properties`")
 }
 

@@ -9,6 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::blocking::run_blocking;
 use crate::cli::check::certificates;
 use crate::cli::check::result::CheckResult;
+use crate::cli::common::with_causes;
 use crate::comets::Fleet;
 use crate::config::Config;
 use crate::gateway::{self, Storage};
@@ -65,7 +66,7 @@ pub(super) async fn all(config: &Config) -> Vec<CheckResult> {
 fn of(subject: String, found: anyhow::Result<String>) -> CheckResult {
     let (ok, text) = match found {
         Ok(text) => (true, text),
-        Err(error) => (false, format!("{error:#}")),
+        Err(error) => (false, with_causes(&error)),
     };
     CheckResult { subject, ok, warning: false, text }
 }

@@ -1,9 +1,11 @@
 //! `halley plugin settings`, and how the commands show settings.
 
+use std::path::Path;
+
 use serde_json::Value;
 
 use crate::cli::plugin::client::GatewayArgs;
-use crate::cli::{EXIT_SUCCESS, print, print_json, print_lines};
+use crate::cli::{EXIT_SUCCESS, print, print_json, print_lines, usage};
 use crate::settings::{SettingsField, SettingsSchema};
 
 /// The annotation of a published plugin with the schema of its settings.
@@ -26,6 +28,12 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
+    if Path::new(&args.name).is_file() {
+        return usage(&format!(
+            "`{0}` is a file; `halley plugin inspect {0}` shows the settings of a file",
+            args.name
+        ));
+    }
     let answer = args.gateway.get(&["plugins", &args.name, "settings"])?;
     if args.json {
         print_json(&format!("{answer:#}"));

@@ -58,6 +58,8 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
 /// When it cannot be read.
 pub(super) fn read_and_inspect(runtime: &Runtime, file: &Path) -> anyhow::Result<Inspection> {
     let bytes = artifact::read(file).map_err(|why| anyhow::anyhow!("{} {why}", file.display()))?;
+    let is_wasm = bytes.starts_with(b"\0asm");
+    anyhow::ensure!(is_wasm, "{} is not WebAssembly; `halley plugin build` makes it", file.display());
     Ok(inspect(runtime, &bytes))
 }
 
