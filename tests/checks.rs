@@ -79,7 +79,12 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[traces]\nheaders_file = \"halley.toml\"", "`traces.headers_file`"),
     ("[policies]\nstate_dir = \"halley.toml/state\"", "`policies.state_dir`"),
     ("[admin]\ntoken_file = \"nowhere\"", "nowhere cannot be read"),
-    ("[admin]\ntoken_file = \"halley.toml\"\n[log]\nlevel = \"x\"", "`log.level`"),
+    ("[admin]\ntoken_file = \"halley.toml\"", "one token is one word without spaces"),
+    (
+        "[api]\nlisten = \"127.0.0.1:9094\"\ntoken_file = \"halley.toml\"",
+        "`[api] token_file`: unknown field `api`, expected `token`",
+    ),
+    ("[log]\nlevel = \"x\"", "`log.level`"),
     ("[admin]\nlisten = \"9093\"", "`admin.listen` is `9093`"),
 ];
 

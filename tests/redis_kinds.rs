@@ -207,8 +207,8 @@ async fn check_connects_to_each_topology_and_reports_the_wrong_one() {
         kafka().create_topic(&format!("{topic}.{made}"), 1).await;
     }
     for (url, status, said) in [
-        (sentinels.url(), 0, "directory: SORT_RO"),
-        (cluster.url(), 0, "directory: SSCAN + HMGET"),
+        (sentinels.url(), 0, "rooms are read with SORT_RO"),
+        (cluster.url(), 0, "rooms are read with SSCAN + HMGET"),
         (sentinels.url_of("mian"), 1, "knows no `mian`"),
         (format!("redis+sentinel://{node}/main"), 1, "check the sentinels"),
         (format!("redis+cluster://{}", sentinels.servers()[0].address()), 1, "this is not a cluster"),

@@ -19,12 +19,13 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::Response;
+use tracing::info;
 
 use crate::admin::tokens::{Grant, Role, TokenError, TokenFiles, TokenSet};
 use crate::config::admin::{Config, host_of};
 use crate::http_server::denied::{AccessDenied, TokenAttempts};
 use crate::http_server::host::AllowedHosts;
-use crate::http_server::peer::Peer;
+use crate::http_server::peer::{ClientName, Peer};
 use crate::http_server::refusals::{RefusalReason, Refusals, shown};
 use crate::http_server::response::discard;
 use crate::http_server::token::bearer;
@@ -86,6 +87,7 @@ pub(super) struct RouteGuard {
 pub(super) async fn authorize(
     State(RouteGuard { access, needs }): State<RouteGuard>,
     Extension(peer): Extension<Peer>,
+    Extension(certificate): Extension<ClientName>,
     mut request: Request,
     next: Next,
 ) -> Response {
@@ -98,6 +100,11 @@ pub(super) async fn authorize(
             let what =
                 || format!("{} {} denied: {}", request.method(), shown(request.uri().path()), denied.why);
             access.0.refusals.count(denied.reason, Some(peer), what);
+            if let Some(token) = &denied.token {
+                let (method, path) = (request.method(), shown(request.uri().path()));
+                let (certificate, why) = (certificate.as_deref(), &denied.why);
+                info!(from = %peer, certificate, %token, %method, %path, status = 403, outcome = why, "audit: denied");
+            }
             discard(request.into_body()).await;
             denied.into_response()
         }
@@ -220,7 +227,7 @@ impl AccessControl {
                 }
                 _ => "the token lacks the role `operate`; use one with it in `[admin] token_file`",
             };
-            return Err(AccessDenied::forbidden(RefusalReason::Forbidden, why));
+            return Err(AccessDenied::forbidden(RefusalReason::Forbidden, why).with_token(grant.name));
         }
         Ok(grant)
     }

@@ -72,6 +72,9 @@ impl Admin {
     /// If an address is invalid or in use, or a file of the TLS cannot be used.
     pub async fn bind(config: &Config, registry: &mut Registry) -> anyhow::Result<Self> {
         let certificate = Certificate::load("[admin.tls]", &config.tls).await?;
+        if let Some(certificate) = &certificate {
+            certificate.register(registry, "halley_admin_certificate_expiry_timestamp_seconds");
+        }
         let listener = listener::bind("[admin] listen", &config.listen).await?;
         let address = listener.local_addr()?;
         info!(%address, tls = certificate.is_some(), "admin is listening");
@@ -147,8 +150,8 @@ fn watch_files(
     async move {
         loop {
             let config = config.clone();
-            let read = run_blocking("reading the tokens", move || config.token_problem()).await;
-            *problem.lock() = read.unwrap_or_default();
+            let read = run_blocking("reading the tokens", move || config.token_problems()).await;
+            *problem.lock() = read.unwrap_or_default().into_iter().next();
             if let Some(certificate) = &certificate {
                 certificate.look().await;
             }

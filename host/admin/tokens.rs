@@ -73,16 +73,16 @@ pub(super) enum TokenError {
 }
 
 impl Config {
-    /// The problem of the tokens, if any. Not a part of [`Config::validate`]: tokens may be created and
+    /// The problems of the tokens. Not a part of [`Config::validate`]: tokens may be created and
     /// changed while the gateway runs, which only refuses requests meanwhile.
-    pub fn token_problem(&self) -> Option<String> {
+    pub fn token_problems(&self) -> Vec<String> {
         let wrong =
             |(source, file): (TokenSource, Option<&Path>)| Some(read(source, file).err()?.to_string());
-        self.token_files().into_iter().find_map(wrong)
+        self.token_files().into_iter().filter_map(wrong).collect()
     }
 
     /// A token file that others may read or write, with the remedy. Unlike the problems that
-    /// [`Config::token_problem`] reports, this one is never temporary, and the token may be known.
+    /// [`Config::token_problems`] reports, this one is never temporary, and the token may be known.
     pub fn exposed_token(&self) -> Option<String> {
         self.token_files().into_iter().find_map(|(source, file)| match source.read_file(file?) {
             Err(TokenError::File { place, why: why @ ReadError::Exposed(_) }) => {
@@ -212,6 +212,10 @@ impl TokenSource {
     /// The tokens in a text: one with all roles, or a table of them.
     fn tokens(self, text: &str, place: &str) -> Result<Vec<NamedToken>, TokenError> {
         if !text.contains("[[token]]") {
+            if text.trim().contains(char::is_whitespace) {
+                let why = "one token is one word without spaces; several are `[[token]]` tables".to_owned();
+                return Err(TokenError::Syntax { place: place.to_owned(), why });
+            }
             let (name, token) = (String::new(), text.to_owned());
             return Ok(vec![NamedToken { name, token, roles: self.roles.to_vec() }]);
         }
@@ -283,6 +287,7 @@ mod tests {
                 "unknown variant",
             ),
             ("[[token]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\n", "missing field `roles`"),
+            ("[[tokens]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\n", "one word without spaces"),
         ] {
             write(text);
             let error = tokens.current().await.unwrap_err().to_string();

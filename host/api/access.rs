@@ -31,8 +31,10 @@ use crate::message::{RoomId, UserId};
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
     pub(super) grant: Grant,
+    pub(super) peer: Peer,
     /// Its certificate, if it had to show one.
     pub(super) certificate: ClientName,
+    refusals: Refusals,
 }
 
 impl Caller {
@@ -41,8 +43,7 @@ impl Caller {
         if self.grant.covers(user.as_str()) {
             return Ok(());
         }
-        let name = &self.grant.name;
-        Err(ApiError::Forbidden(format!("token `{name}` is limited to other users; see `[api] token_file`")))
+        Err(self.denied("is limited to other users; see `[api] token_file`"))
     }
 
     /// Checks that the caller may read the history of this room.
@@ -50,9 +51,7 @@ impl Caller {
         if self.grant.covers_room(room.as_str()) {
             return Ok(());
         }
-        let name = &self.grant.name;
-        let why = format!("token `{name}` may not read this room; see `rooms` in `[api] token_file`");
-        Err(ApiError::Forbidden(why))
+        Err(self.denied("may not read this room; see `rooms` in `[api] token_file`"))
     }
 
     /// Checks that the caller may read what is kept for this owner.
@@ -69,8 +68,15 @@ impl Caller {
         if !self.grant.read_only {
             return Ok(());
         }
-        let name = &self.grant.name;
-        Err(ApiError::Forbidden(format!("token `{name}` is read-only; see `[api] token_file`")))
+        Err(self.denied("is read-only; see `[api] token_file`"))
+    }
+
+    /// Counts and logs that the token does not cover what it was used for.
+    fn denied(&self, why: &str) -> ApiError {
+        let why = format!("token `{}` {why}", self.grant.name);
+        self.refusals
+            .count(RefusalReason::Forbidden, Some(self.peer), || format!("a request was denied: {why}"));
+        ApiError::Forbidden(why)
     }
 }
 
@@ -145,7 +151,8 @@ async fn authorize(
 ) -> Response {
     match access.check(peer, request.uri(), request.headers()).await {
         Ok(grant) => {
-            request.extensions_mut().insert(Caller { grant, certificate });
+            let refusals = access.0.refusals.clone();
+            request.extensions_mut().insert(Caller { grant, peer, certificate, refusals });
             next.run(request).await
         }
         Err(denied) => {

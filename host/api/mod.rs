@@ -62,7 +62,10 @@ impl Api {
     pub async fn bind(config: &Config, registry: &mut Registry) -> anyhow::Result<Option<Self>> {
         let Some(listen) = &config.listen else { return Ok(None) };
         let certificate = Certificate::load_with_http2("[api.tls]", &config.tls).await?;
-        let tokens = TokenFile::load(config.token_file.clone()).await?;
+        if let Some(certificate) = &certificate {
+            certificate.register(registry, "halley_api_certificate_expiry_timestamp_seconds");
+        }
+        let tokens = TokenFile::load(config.token_file.clone())?;
         let listener = listener::bind("[api] listen", listen).await?;
         let address = listener.local_addr()?;
         info!(%address, tls = certificate.is_some(), "api is listening");
@@ -90,6 +93,12 @@ impl Api {
             () = watch => {}
         }
     }
+}
+
+/// Why the tokens cannot be used, if any are configured. Reads their file.
+pub fn token_problem(config: &Config) -> Option<String> {
+    config.listen.as_ref()?;
+    TokenFile::load(config.token_file.clone()).err().map(|why| why.to_string())
 }
 
 /// Looks at certificate and tokens also while nobody connects: readiness warns while they cannot be used.

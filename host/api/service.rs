@@ -193,7 +193,8 @@ impl InboxService {
             let deleted = self.0.gateway.erase(user).await?;
             let Erased { inbox, archive } = deleted;
             let certificate = caller.certificate.as_deref();
-            info!(certificate, token = %caller.grant.name, %user, inbox, archive, "a user's messages were deleted");
+            let (from, token) = (caller.peer, &caller.grant.name);
+            info!(%from, certificate, %token, %user, inbox, archive, "audit: a user's messages were deleted");
             Ok(deleted)
         })
         .await

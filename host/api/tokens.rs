@@ -52,7 +52,8 @@ pub(super) struct TokenTable(Arc<[Token]>);
 /// What is wrong with the file.
 #[derive(Debug, thiserror::Error)]
 enum InvalidTokens {
-    #[error("{0}")]
+    /// Without the error's own text, which would quote the line and with it a token.
+    #[error("{}", _0.message())]
     Syntax(#[from] toml::de::Error),
     #[error("it has no [[token]]")]
     Empty,
@@ -141,15 +142,15 @@ impl TokenTable {
 }
 
 impl TokenFile {
-    /// Reads the file.
+    /// Reads the file. Blocks.
     ///
     /// # Errors
     /// If it cannot be used.
-    pub(super) async fn load(file: Option<PathBuf>) -> Result<Self, ReloadError> {
+    pub(super) fn load(file: Option<PathBuf>) -> Result<Self, ReloadError> {
         let Some(path) = file else { return Ok(Self(None)) };
         let parse = |contents: &[String]| Ok(TokenTable::parse(&contents.concat())?);
         let files = vec![SourceFile { path, is_secret: true }];
-        Ok(Self(Some(Arc::new(Reloaded::load("[api] token_file", files, parse).await?))))
+        Ok(Self(Some(Arc::new(Reloaded::load_now("[api] token_file", files, parse)?))))
     }
 
     /// Why the file cannot be used as it is now.

@@ -76,7 +76,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     for ConfigError { place, text } in &warnings {
         warn!(place, "configuration: {text}");
     }
-    if let Some(problem) = config.admin.token_problem() {
+    for problem in config.admin.token_problems() {
         warn!("configuration: {problem}");
     }
     let runtime = runtime()?;

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use futures_util::{StreamExt as _, stream};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::Config;
@@ -69,6 +70,9 @@ async fn connect(
                 tls.connect(checked.host(), stream, within).await.with_context(|| address.to_string())?;
             let certificate = stream.ssl().peer_certificate();
             validity = certificate.map(|shown| Validity::of(&shown, SystemTime::now())).transpose()?;
+            speak(stream, within).await.with_context(|| address.to_string())?;
+        } else {
+            speak(stream, within).await.with_context(|| address.to_string())?;
         }
     }
     let certificate =
@@ -78,6 +82,25 @@ async fn connect(
         several => format!("connects to each of {several} addresses{certificate}"),
     };
     Ok(ProbedComet { text, is_warning: matches!(validity, Some(Validity::ExpiresSoon(_))) })
+}
+
+/// Checks that a comet answers in HTTP/2. Only then is it certain that it has accepted the connection: with
+/// TLS 1.3, a comet refuses a client's certificate after the handshake.
+async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin, within: Duration) -> anyhow::Result<()> {
+    const REFUSED: &str = "it does not speak HTTP/2 with this gateway: check the port, whether it expects \
+        TLS (`https://`), and whether it asks for a client's certificate (`[comets.tls] certificate`)";
+    let answer = async {
+        let (_sender, mut connection) = h2::client::Builder::new().handshake::<_, &[u8]>(stream).await?;
+        let mut pings = connection.ping_pong().context("the first of its kind")?;
+        tokio::select! {
+            answer = pings.ping(h2::Ping::opaque()) => answer.map(drop).map_err(anyhow::Error::from),
+            ended = connection => Err(ended.err().map_or_else(|| anyhow::anyhow!("it hung up"), Into::into)),
+        }
+    };
+    match tokio::time::timeout(within, answer).await {
+        Ok(answered) => answered.context(REFUSED),
+        Err(_) => anyhow::bail!("{REFUSED}; no answer within {within:?}"),
+    }
 }
 
 #[cfg(test)]
@@ -91,8 +114,17 @@ mod tests {
         let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let gone = closed.local_addr().expect("bound").to_string();
         drop(closed);
+        let mut comet = tokio::task::JoinSet::new();
+        comet.spawn(async move {
+            let (stream, _) = listener.accept().await.expect("a connection");
+            let mut comet = h2::server::handshake(stream).await.expect("HTTP/2");
+            comet.accept().await.is_some()
+        });
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let silent_address = silent.local_addr().expect("bound").to_string();
         let config = Config {
-            nodes: vec![gone.clone(), there.clone()],
+            connect_timeout: Duration::from_millis(500),
+            nodes: vec![gone.clone(), there.clone(), silent_address.clone()],
             addresses: [
                 ("again".to_owned(), there.clone()),
                 ("name".to_owned(), "not-there.invalid:1".to_owned()),
@@ -102,6 +134,12 @@ mod tests {
         };
         let probed = probe(&config).await;
         let seen: Vec<_> = probed.iter().map(|(comet, found)| (comet.as_str(), found.is_ok())).collect();
-        assert_eq!(seen, [(gone.as_str(), false), (there.as_str(), true), ("not-there.invalid:1", false)]);
+        let expected = [
+            (gone.as_str(), false),
+            (there.as_str(), true),
+            (silent_address.as_str(), false),
+            ("not-there.invalid:1", false),
+        ];
+        assert_eq!(seen, expected, "what accepts a connection is no comet");
     }
 }

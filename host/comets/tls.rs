@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use openssl::ssl::{SslConnector, SslMethod};
 use tokio::net::TcpStream;
@@ -13,6 +13,7 @@ use tokio_openssl::SslStream;
 
 use crate::message::Address;
 use crate::reloaded::{InvalidContent, ReloadError, Reloaded, SourceFile};
+use crate::tls::expiry::Validity;
 use crate::tls::pem;
 
 /// `[comets.tls]`: TLS to comets.
@@ -126,9 +127,13 @@ impl TlsClient {
         }
     }
 
-    /// Why the files cannot be used as they are now.
+    /// Why the files cannot be used as they are now, or why comets refuse the certificate or soon will.
     pub(super) fn problem(&self) -> Option<String> {
-        self.connector.problem()
+        self.connector.problem().or_else(|| {
+            let connector = self.connector.last();
+            let validity = Validity::of(connector.context().certificate()?, SystemTime::now()).ok()?;
+            Some(format!("the certificate of `[comets.tls]`: {}", validity.problem()?))
+        })
     }
 }
 

@@ -12,6 +12,9 @@ use crate::redis_client::testing::{
 };
 use crate::redis_client::{Config, RedisClient};
 
+/// What a check says of a server that permits `SORT_RO`.
+const SORT_RO: &str = "rooms are read with SORT_RO, one command each";
+
 /// Writes the directory as comets do.
 trait CometWrites {
     async fn join(&self, room: &str, connection: &str);
@@ -205,7 +208,7 @@ async fn the_directory_in_redis_behaves() {
     fill(&server.client()).await;
     for check_online in [true, false] {
         let directory = RedisDirectory::new(server.client(), check_online, 1_000_000, metrics());
-        assert_eq!(directory.check().await.as_deref(), Ok("SORT_RO"));
+        assert_eq!(directory.check().await.as_deref(), Ok(SORT_RO));
         finds_what_comets_wrote(&directory, check_online).await;
     }
     finds_everyone_in_a_large_room(&server.client(), &in_redis(server.client())).await;
@@ -219,7 +222,7 @@ async fn the_directory_in_redis_behaves_without_sort_ro() {
     for check_online in [true, false] {
         let directory = RedisDirectory::new(client.clone(), check_online, 1_000_000, metrics());
         let how = directory.check().await.expect("answers");
-        assert!(how.starts_with("SSCAN + HMGET") && how.contains("NOPERM"), "{how}");
+        assert!(how.contains("SSCAN + HMGET") && how.contains("NOPERM"), "{how}");
         finds_what_comets_wrote(&directory, check_online).await;
     }
     finds_everyone_in_a_large_room(&server.client(), &in_redis(client)).await;
@@ -233,7 +236,7 @@ async fn the_directory_in_a_cluster_behaves() {
     for check_online in [true, false] {
         let directory = RedisDirectory::new(client.clone(), check_online, 1_000_000, metrics());
         let how = directory.check().await.expect("answers");
-        assert!(how.starts_with("SSCAN + HMGET") && how.contains("Cluster"), "{how}");
+        assert!(how.contains("SSCAN + HMGET") && how.contains("Cluster"), "{how}");
         finds_what_comets_wrote(&directory, check_online).await;
     }
     finds_everyone_in_a_large_room(&client, &in_redis(client.clone())).await;
@@ -245,7 +248,7 @@ async fn the_directory_behind_sentinels_behaves() {
     let client = client_of(&sentinels.url());
     fill(&client).await;
     let directory = in_redis(client.clone());
-    assert_eq!(directory.check().await.as_deref(), Ok("SORT_RO"));
+    assert_eq!(directory.check().await.as_deref(), Ok(SORT_RO));
     finds_what_comets_wrote(&directory, true).await;
     finds_everyone_in_a_large_room(&client, &directory).await;
 
@@ -279,16 +282,16 @@ async fn a_server_that_stops_allowing_sort_ro_is_still_read() {
     let server = RedisServer::start().await;
     fill(&server.client()).await;
     let directory = in_redis(server.client());
-    assert_eq!(directory.check().await.as_deref(), Ok("SORT_RO"));
+    assert_eq!(directory.check().await.as_deref(), Ok(SORT_RO));
     server.run(&["ACL", "SETUSER", "default", "-sort_ro"]).await;
     finds_what_comets_wrote(&directory, true).await;
     let how = directory.check().await.expect("answers");
-    assert!(how.starts_with("SSCAN + HMGET"), "{how}");
+    assert!(how.contains("SSCAN + HMGET"), "{how}");
 
     server.run(&["ACL", "SETUSER", "default", "+sort_ro"]).await;
     server.run(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]).await;
     let how = directory.check().await;
-    assert_eq!(how.as_deref(), Ok("SORT_RO"), "a new connection is probed again");
+    assert_eq!(how.as_deref(), Ok(SORT_RO), "a new connection is probed again");
 }
 
 #[tokio::test]

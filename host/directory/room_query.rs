@@ -30,7 +30,9 @@ pub(super) enum RoomQuery {
     #[display("rooms are read with SORT_RO, one command each")]
     SortRo,
     /// `SSCAN`, then `HMGET`; with the reason why `SORT_RO` is not used.
-    #[display("rooms are read with SSCAN + HMGET, which takes a round trip more (the server refuses SORT_RO: {_0})")]
+    #[display(
+        "rooms are read with SSCAN + HMGET, which takes a round trip more (the server refuses SORT_RO: {_0})"
+    )]
     SscanHmget(String),
 }
 

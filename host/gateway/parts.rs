@@ -104,10 +104,12 @@ impl Storage {
     pub async fn check(&self, writes: bool) -> Result<String, directory::Unavailable> {
         let how = self.directory.check().await?;
         match &self.redis {
-            Some(redis) if writes => redis.check_write_permission().await?,
-            _ => {}
+            Some(redis) if writes => {
+                redis.check_write_permission().await?;
+                Ok(format!("redis at {} permits all that the gateway does; {how}", redis.endpoint()))
+            }
+            _ => Ok(how),
         }
-        Ok(how)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Why a request is denied, as a response and for the log; and attempts with tokens, which are limited for
 //! each client.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderValue, StatusCode, header};
@@ -19,17 +20,24 @@ pub(crate) struct AccessDenied {
     pub(crate) reason: RefusalReason,
     pub(crate) status: StatusCode,
     pub(crate) why: String,
+    /// The name of the client's token, if it has a valid one.
+    pub(crate) token: Option<Arc<str>>,
     retry_after: Option<Duration>,
 }
 
 impl AccessDenied {
     pub(crate) fn new(reason: RefusalReason, status: StatusCode, why: impl Into<String>) -> Self {
-        Self { reason, status, why: why.into(), retry_after: None }
+        Self { reason, status, why: why.into(), token: None, retry_after: None }
     }
 
     /// What is not allowed, whoever asks.
     pub(crate) fn forbidden(reason: RefusalReason, why: impl Into<String>) -> Self {
         Self::new(reason, StatusCode::FORBIDDEN, why)
+    }
+
+    /// To a client with the valid token of this name.
+    pub(crate) fn with_token(self, name: Arc<str>) -> Self {
+        Self { token: Some(name), ..self }
     }
 
     pub(crate) fn into_response(self) -> Response {
@@ -73,6 +81,7 @@ impl TokenAttempts {
             reason: RefusalReason::RateLimited,
             status: StatusCode::TOO_MANY_REQUESTS,
             why: format!("too many failed token attempts; {remedy}"),
+            token: None,
             retry_after: Some(wait),
         })?;
         let grant = grant()?;

@@ -11,16 +11,19 @@ use std::time::{Duration, SystemTime};
 use openssl::ssl::{AlpnError, Ssl, SslAcceptor, SslMethod, SslRef, SslVerifyMode, select_next_proto};
 use openssl::stack::Stack;
 use openssl::x509::X509Name;
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_openssl::SslStream;
+use tracing::warn;
 
 use crate::http_server::listener::{Establish, Listen};
 use crate::http_server::peer::{ClientName, Peer};
 use crate::reloaded::{InvalidContent, ReloadError, Reloaded, SourceFile};
+use crate::telemetry::{Gauge, Registry};
 use crate::tls::ListenerConfig;
-use crate::tls::expiry::Validity;
+use crate::tls::expiry::{Validity, expiry};
 use crate::tls::names::certificate_names;
 use crate::tls::pem::{self, PemError};
 
@@ -40,6 +43,10 @@ pub(crate) struct Certificate {
     /// The section of the configuration, such as `[admin.tls]`.
     section: &'static str,
     files: Reloaded<SslAcceptor>,
+    /// When it expires, in seconds since 1970.
+    expiry: Gauge,
+    /// What is wrong with its validity, logged once.
+    warned: Mutex<Option<String>>,
 }
 
 impl Certificate {
@@ -75,21 +82,40 @@ impl Certificate {
         let mut files = vec![file(certificate, false), file(key, true)];
         files.extend(config.client_ca.as_deref().map(|path| file(path, false)));
         let files = Reloaded::load(section, files, parse).await?;
-        Ok(Some(Arc::new(Self { section, files })))
+        Ok(Some(Arc::new(Self { section, files, expiry: Gauge::default(), warned: Mutex::default() })))
     }
 
-    /// Looks at the files, if that is due.
+    /// Registers when it expires.
+    pub(crate) fn register(&self, registry: &mut Registry, metric: &'static str) {
+        let help = format!("When the certificate of {} expires, in seconds since 1970", self.section);
+        registry.register(metric, help, self.expiry.clone());
+        self.note_validity();
+    }
+
+    /// Looks at the files, if that is due, and at the clock. Logs what becomes of the certificate.
     pub(crate) async fn look(&self) {
         drop(self.files.current().await);
+        let found = self.note_validity();
+        let mut warned = self.warned.lock();
+        if *warned != found {
+            if let Some(problem) = &found {
+                warn!("{problem}");
+            }
+            *warned = found;
+        }
     }
 
-    /// Why the files cannot be used as they are now, or why clients refuse the certificate.
+    /// Why the files cannot be used as they are now, or why clients refuse the certificate or soon will.
     pub(crate) fn problem(&self) -> Option<String> {
-        self.files.problem().or_else(|| {
-            let acceptor = self.files.last();
-            let validity = Validity::of(acceptor.context().certificate()?, SystemTime::now()).ok()?;
-            (!validity.is_valid()).then(|| format!("the certificate of `{}`: {validity}", self.section))
-        })
+        self.files.problem().or_else(|| self.note_validity())
+    }
+
+    fn note_validity(&self) -> Option<String> {
+        let acceptor = self.files.last();
+        let certificate = acceptor.context().certificate()?;
+        let validity = Validity::of(certificate, SystemTime::now()).ok()?;
+        self.expiry.set(expiry(certificate)?.try_into().ok()?);
+        Some(format!("the certificate of `{}`: {}", self.section, validity.problem()?))
     }
 }
 

@@ -67,6 +67,11 @@ impl Validity {
         matches!(self, Self::Valid(_) | Self::ExpiresSoon(_))
     }
 
+    /// What is wrong or will be soon; `None` for the next 30 days.
+    pub(crate) fn problem(&self) -> Option<String> {
+        (!matches!(self, Self::Valid(_))).then(|| self.to_string())
+    }
+
     /// The worst first when compared; among equals the one that ends first.
     fn urgency(&self) -> (u8, std::cmp::Reverse<SystemTime>) {
         let (rank, at) = match self {
@@ -77,6 +82,12 @@ impl Validity {
         };
         (rank, std::cmp::Reverse(*at))
     }
+}
+
+/// When this certificate expires, in seconds since 1970.
+pub(crate) fn expiry(certificate: &X509Ref) -> Option<u64> {
+    let until = time_of(certificate.not_after()).ok()?;
+    Some(until.duration_since(UNIX_EPOCH).ok()?.as_secs())
 }
 
 /// Certificates are valid from 1950 to 9999; times before 1970 count as 1970.

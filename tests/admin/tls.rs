@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::support::certificates::{Certificate, EXPIRED, VALID};
+use crate::support::certificates::{Certificate, EXPIRED, LONG, VALID};
 use crate::support::gateway::{Gateway, Plugin, RunningGateway, gateway, quoted};
 use crate::support::kafka::kafka;
 use crate::support::{PATIENCE, eventually, eventually_eq, folder, free_port, http, repository, secret};
@@ -32,7 +32,7 @@ impl World {
         };
         let at = world.files.path();
         world.authority.write(at, "ca");
-        world.authority.issue("localhost", VALID).write(at, "own");
+        world.authority.issue("localhost", LONG).write(at, "own");
         world.clients.write(at, "clients");
         world.clients.issue("alice", VALID).write(at, "alice");
         world.clients.issue("bob", EXPIRED).write(at, "bob");
@@ -205,7 +205,10 @@ async fn authorities_and_certificates_are_replaced_while_it_runs() {
     .await;
     let (_, said) = world.status("localhost", "ca.pem", Some("carol"), true);
     assert!(said.contains("certificate has expired"), "{said}");
-    world.authority.issue("localhost", VALID).write(world.files.path(), "own");
+    assert!(
+        gateway.wait_for_log_that("the certificate of `[admin.tls]`: expired at").await.ends_with("renew it")
+    );
+    world.authority.issue("localhost", LONG).write(world.files.path(), "own");
     eventually("the new certificate", PATIENCE, async || passes("carol").then_some(())).await;
     let is_clear = async || (!warnings(&gateway).await.contains("[admin.tls]")).then_some(());
     eventually("no warning", PATIENCE, is_clear).await;

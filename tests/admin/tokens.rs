@@ -63,6 +63,9 @@ async fn roles_are_separate_and_writes_leave_an_audit_line() {
     }
     assert_eq!((release(&ci).await.status, push(&alice).await.status), (403, 403));
     assert_eq!((release(&alice).await.status, push(&ci).await.status), (200, 422));
+    let denied = gateway.wait_for_log("audit: denied").await;
+    assert_eq!((&denied["token"], &denied["path"]), (&"ci".into(), &"/v1/plugins/p/release".into()));
+    assert!(denied["outcome"].as_str().is_some_and(|why| why.contains("role `operate`")), "{denied}");
     let released = gateway.wait_for_log("audit: a write").await;
     assert_eq!((&released["token"], &released["path"]), (&"alice".into(), &"/v1/plugins/p/release".into()));
     assert!(released["before"].as_str().is_some_and(|before| before.starts_with("p:")), "{released}");

@@ -6,7 +6,7 @@ use openssl::ssl::{SslConnector, SslMethod, SslVerifyMode};
 use serde_json::json;
 
 use super::{api_of, call, with_api};
-use crate::support::certificates::{Certificate, EXPIRED, VALID};
+use crate::support::certificates::{Certificate, EXPIRED, LONG, VALID};
 use crate::support::gateway::quoted;
 use crate::support::http::{Answer, send};
 use crate::support::redis::Redis;
@@ -77,8 +77,8 @@ async fn a_token_may_be_limited_to_reading_and_to_users() {
 }
 
 /// Writes a self-signed certificate of this name, and its key.
-fn certificate(folder: &Path, name: &str) {
-    let own = Certificate::authority(name);
+fn certificate(folder: &Path, name: &str, valid: (i64, i64)) {
+    let own = Certificate::authority_for(name, valid);
     std::fs::write(folder.join("tls.crt"), own.certificate.to_pem().expect("PEM")).expect("a file");
     let key = own.key.private_key_to_pem_pkcs8().expect("PEM");
     secret(&folder.join("tls.key"), std::str::from_utf8(&key).expect("text"));
@@ -103,7 +103,7 @@ async fn handshake(api: &str) -> (String, String) {
 #[tokio::test]
 async fn tls_certificates_are_replaced_without_a_restart() {
     let (redis, files) = (Redis::start().await, folder("api-tls"));
-    certificate(files.path(), "first");
+    certificate(files.path(), "first", LONG);
     let file = |name: &str| quoted(&files.path().join(name).display().to_string());
     let (_, settings) = with_api("inbox-tls", &redis).await;
     let settings =
@@ -118,7 +118,7 @@ async fn tls_certificates_are_replaced_without_a_restart() {
     assert_eq!(page["entries"], json!([]));
     assert!(send(&api, "GET", "/v1/inbox/ann", &[], b"").await.is_err(), "nothing without TLS");
 
-    certificate(files.path(), "second");
+    certificate(files.path(), "second", LONG);
     let renewed = async || (handshake(&api).await.0 == "second").then_some(());
     eventually("the new certificate to be shown", PATIENCE, renewed).await;
 
@@ -128,9 +128,22 @@ async fn tls_certificates_are_replaced_without_a_restart() {
     let is_told = async || warned().await.contains("[api.tls]").then_some(());
     eventually("a warning", PATIENCE, is_told).await;
     assert_eq!(handshake(&api).await.0, "second", "what was read before stays");
-    certificate(files.path(), "third");
+    certificate(files.path(), "third", LONG);
     let is_clear = async || (!warned().await.contains("tls")).then_some(());
     eventually("no warning", PATIENCE, is_clear).await;
+
+    // There is time to renew a certificate.
+    certificate(files.path(), "fourth", (-1, 20));
+    let is_told = async || warned().await.contains("within 30 days; renew it").then_some(());
+    eventually("a warning of the end", PATIENCE, is_told).await;
+    let until = gateway.metric("halley_api_certificate_expiry_timestamp_seconds").await.expect("a metric");
+    let days = (until - now()) / 86_400.0;
+    assert!((19.0..20.1).contains(&days), "{days} days");
+}
+
+/// Seconds since 1970.
+fn now() -> f64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a time").as_secs_f64()
 }
 
 #[tokio::test]
@@ -169,7 +182,8 @@ async fn the_api_can_require_certificates_of_its_clients() {
     assert_eq!(get(Some(&clients.issue("comet", VALID)), token).await, Some(200));
     let deleted = ask(reqwest::Method::DELETE, Some(&clients.issue("backend", VALID)), token).await;
     assert_eq!(deleted, Some(200));
-    let audit = gateway.wait_for_log("a user's messages were deleted").await;
+    let audit = gateway.wait_for_log("audit: a user's messages were deleted").await;
+    assert!(audit["from"].as_str().is_some_and(|peer| peer.starts_with("127.0.0.1:")), "{audit}");
     assert_eq!(
         (&audit["certificate"], &audit["token"]),
         (&"CN=backend, DNS:backend".into(), &"comets".into())

@@ -7,9 +7,9 @@ mod result;
 use crate::cli::{ConfigArgs, EXIT_FAILURE, EXIT_SUCCESS, EXIT_USAGE, fail, print, print_json, runtime};
 use crate::config::{Config, ConfigError, ConfigReport};
 use crate::decision::PluginVersion;
-use crate::gateway;
 use crate::policy::{Policies, PolicyDependencies};
 use crate::telemetry::traces;
+use crate::{api, gateway};
 use result::CheckResult;
 
 /// Arguments of `halley check`.
@@ -72,7 +72,8 @@ fn inspect(args: &ConfigArgs) -> (Config, CheckReport) {
     let place = args.file().map_or_else(|| "configuration".to_owned(), |file| file.display().to_string());
     let placed = |text: String| ConfigError { place: place.clone(), text };
     mistakes.extend(gateway::verify(&config).into_iter().map(placed));
-    mistakes.extend(config.admin.token_problem().map(placed));
+    mistakes.extend(config.admin.token_problems().into_iter().map(placed));
+    mistakes.extend(api::token_problem(&config.api).map(placed));
     mistakes.extend(traces::headers_problem(&config.traces).map(placed));
     mistakes.extend(config.comets.discovery.file_problem().map(placed));
     mistakes.extend(certificates::problems(&config).into_iter().map(placed));

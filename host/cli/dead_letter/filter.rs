@@ -50,7 +50,7 @@ impl FilterArgs {
 /// The error for a missing dead-letter topic.
 pub(super) fn no_topic(topic: &str) -> String {
     format!(
-        "topic `{topic}` not found: create it (`halley check --connect` shows what it needs), or correct `[kafka] dead_letter_topic`"
+        "topic `{topic}` not found: no dead letter was written yet, or `[kafka] dead_letter_topic` names another topic"
     )
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::cli::dead_letter::filter::{FilterArgs, no_topic};
 use crate::cli::dead_letter::show::{LetterTable, json};
-use crate::cli::{ConfigArgs, EXIT_FAILURE, EXIT_SUCCESS, fail, print, print_json};
+use crate::cli::{ConfigArgs, EXIT_SUCCESS, fail, print, print_json};
 use crate::dead_letter::{DeadLetter, Reader, Stage};
 use crate::kafka;
 
@@ -32,7 +32,7 @@ pub(super) async fn run(config: &kafka::Config, args: &Args) -> anyhow::Result<u
     let group = args.group.clone().unwrap_or_else(|| format!("{}-redrive", config.group));
     let Some(mut reader) = Reader::open(config, &group).await? else {
         fail(&no_topic(&config.dead_letter_topic));
-        return Ok(EXIT_FAILURE);
+        return Ok(EXIT_SUCCESS);
     };
     let redriven = if args.pending { Some(reader.redriven(config, &group).await?) } else { None };
     let is_due = |letter: &DeadLetter| redriven.as_ref().is_none_or(|redriven| !redriven.contains(letter));

@@ -127,7 +127,7 @@ fn report_refusal(refusals: &mut u64, what: &dyn Fn() -> String) {
 fn report(config: &kafka::Config, summary: &RedriveSummary, dry_run: bool) -> u8 {
     if summary.missing {
         fail(&no_topic(&config.dead_letter_topic));
-        return EXIT_FAILURE;
+        return EXIT_SUCCESS;
     }
     if summary.recreated {
         let topic = &config.dead_letter_topic;
