@@ -25,7 +25,7 @@ use crate::http_server::peer::{ClientName, Peer};
 use crate::http_server::refusals::shown;
 use crate::http_server::response::{discard, error_response, retry_later_response};
 use crate::policy::{Policies, Upload};
-use crate::telemetry::{Counter, Family, label_enum, metrics};
+use crate::telemetry::{Counter, Family, at_zero, label_enum, metrics};
 
 /// Maximum size of a plugin, in bytes.
 const MAX_PLUGIN: usize = 64 * 1024 * 1024;
@@ -79,7 +79,8 @@ metrics! {
     #[derive(Clone, Debug)]
     pub(super) struct WriteMetrics {
         /// Changes of policies over the admin API, by operation and outcome.
-        writes: Family<(WriteOperation, WriteOutcome), Counter> = "halley_admin_writes";
+        writes: Family<(WriteOperation, WriteOutcome), Counter> = "halley_admin_writes"
+            in at_zero(Family::default());
     }
 }
 

@@ -1,6 +1,6 @@
 //! Metrics of the archive.
 
-use crate::telemetry::{Counter, Family, Histogram, label_enum, latency_histogram, metrics};
+use crate::telemetry::{Counter, Family, Histogram, at_zero, label_enum, latency_histogram, metrics};
 
 metrics! {
     /// Metrics of the gateway's side.
@@ -20,7 +20,7 @@ metrics! {
     #[derive(Clone, Debug)]
     pub struct Metrics {
         /// Rows of the archive topic by what became of them.
-        rows: Family<RowOutcome, Counter> = "halley_archive_rows";
+        rows: Family<RowOutcome, Counter> = "halley_archive_rows" in at_zero(Family::default());
         /// Duration of transactions in the archive's database.
         pub(super) duration: Histogram = "halley_archive_write_duration_seconds" in latency_histogram();
     }
@@ -31,7 +31,7 @@ metrics! {
     #[derive(Clone, Debug)]
     pub struct ReadMetrics {
         /// Reads of the archive for pages of inboxes and histories, by outcome.
-        reads: Family<ReadOutcome, Counter> = "halley_archive_reads";
+        reads: Family<ReadOutcome, Counter> = "halley_archive_reads" in at_zero(Family::default());
     }
 }
 

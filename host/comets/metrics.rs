@@ -118,7 +118,8 @@ metrics! {
         known: Family<SourceLabel, Gauge> = "halley_comets_known" in at_zero(Family::default());
         /// Calls that were not made because the comet's address is not allowed, by reason and by who named it;
         /// see [comets] allow.
-        not_allowed: Family<(RefusedReason, RefusedNamedBy), Counter> = "halley_comets_refused";
+        not_allowed: Family<(RefusedReason, RefusedNamedBy), Counter> = "halley_comets_refused"
+            in at_zero(Family::default());
         /// Connections that did not accept a message although their comet answers.
         not_taken: Family<CometLabel, Counter> = "halley_comet_not_taken";
         /// Messages that had to wait for room in the comet's queue.

@@ -5,6 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
+use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -48,6 +51,18 @@ impl ArchiverStatus {
     pub fn warnings(&self) -> Vec<String> {
         let warnings = self.kafka.problem().into_iter().chain(self.archiver.warnings());
         warnings.map(|warning| format!("archive: {warning}")).collect()
+    }
+}
+
+/// What `/readyz` of an archiver says, as a metric.
+#[derive(derive_more::Debug)]
+struct ReadinessCollector(#[debug(skip)] Health);
+
+impl Collector for ReadinessCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
+        let ready = ConstGauge::new(i64::from(self.0.problem().is_none()));
+        let help = "Whether the archiver reads its topic (1): `/readyz` says why not.";
+        ready.encode(encoder.encode_descriptor("halley_archive_ready", help, None, ready.metric_type())?)
     }
 }
 
@@ -95,6 +110,7 @@ impl RunningArchiver {
         registry.register_collector(Box::new(consumer_metrics.lag_collector(ARCHIVE_LAG)));
         let consumer = Consumer::start(&kafka, &[], limits, consumer_metrics, stalls, Box::new(spawn_worker))
             .context("cannot start the consumer of the archive topic; check [kafka] and [archive]")?;
+        registry.register_collector(Box::new(ReadinessCollector(consumer.health())));
         let upkeep = Arc::clone(&archiver).maintain(shutdown.clone());
         tasks.spawn(panics::abort_on_panic("the archive's upkeep", upkeep));
         Ok(Self { consumer, archiver, tasks, shutdown })

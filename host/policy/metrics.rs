@@ -1,13 +1,13 @@
 //! Metrics of the active set and its replacement.
 
-use crate::telemetry::{Counter, EncodeLabelSet, Family, Gauge, label_enum, metrics};
+use crate::telemetry::{Counter, EncodeLabelSet, Family, Gauge, at_zero, label_enum, metrics};
 
 metrics! {
     /// Metrics of the policies. Registered once per gateway.
     #[derive(Clone, Debug, Default)]
     pub struct Metrics {
         /// Attempts to swap the policy set.
-        swaps: Family<SwapResult, Counter> = "halley_policy_swaps";
+        swaps: Family<SwapResult, Counter> = "halley_policy_swaps" in at_zero(Family::default());
         /// Versions that failed too often.
         quarantines: Family<PluginLabels, Counter> = "halley_plugin_quarantines";
         /// Generation of the active policy set.
@@ -28,11 +28,10 @@ label_enum! {
 }
 
 impl Metrics {
-    /// A set with these plugins became active. Their series, and those of refusals, exist from then on:
-    /// the first quarantine is an increase.
+    /// A set with these plugins became active. Their series exist from then on: the first quarantine is an
+    /// increase.
     pub(super) fn swapped<'a>(&self, generation: u64, plugins: impl Iterator<Item = &'a str>) {
         self.swaps.get_or_create(&SwapResult::Swapped).inc();
-        drop(self.swaps.get_or_create(&SwapResult::Refused));
         for plugin in plugins {
             drop(self.quarantines.get_or_create(&PluginLabels { plugin: plugin.to_owned() }));
         }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::telemetry::{
-    Counter, EncodeLabelSet, Family, Gauge, Histogram, LogThrottle, label_enum, latency_histogram, metrics,
+    Counter, EncodeLabelSet, Family, Gauge, Histogram, LogThrottle, at_zero, label_enum, latency_histogram,
+    metrics,
 };
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -35,7 +36,7 @@ metrics! {
         /// connection.
         replies_refused: Counter = "halley_redis_replies_refused";
         /// Connections that read rooms, by whether their server reports changes: `active`, or `refused`.
-        tracking: Family<TrackingLabel, Gauge> = "halley_redis_tracking_connections";
+        tracking: Family<TrackingLabel, Gauge> = "halley_redis_tracking_connections" in at_zero(Family::default());
         ..
         warning: Arc<LogThrottle> = Arc::new(LogThrottle::per_record());
     }

@@ -1,6 +1,6 @@
 //! Metrics of replays on return.
 
-use crate::telemetry::{Counter, Family, Gauge, label_enum, metrics};
+use crate::telemetry::{Counter, Family, Gauge, at_zero, label_enum, metrics};
 
 label_enum! {
     /// How a replay ended.
@@ -21,7 +21,7 @@ metrics! {
     #[derive(Clone, Debug)]
     pub struct Metrics {
         /// Replays to users who returned, by outcome.
-        replays: Family<ReplayOutcome, Counter> = "halley_replay_on_return";
+        replays: Family<ReplayOutcome, Counter> = "halley_replay_on_return" in at_zero(Family::default());
         /// Messages that were pushed to users who returned.
         pub(super) messages: Counter = "halley_replay_on_return_messages";
         /// Registrations of users that Redis published.

@@ -31,7 +31,7 @@ use tokio::sync::watch;
 
 use super::freshness::{ForgetCause, Freshness, RoomChanges};
 use crate::message::RoomId;
-use crate::telemetry::{Counter, EncodeLabelSet, Family, label_enum, metrics};
+use crate::telemetry::{Counter, EncodeLabelSet, Family, at_zero, label_enum, metrics};
 pub use config::{CacheConfig, Exactness};
 use table::{CacheTable, CachedRoute, Completed, Found, PendingLookup};
 pub use table::{LookupLeader, Need};
@@ -60,7 +60,7 @@ metrics! {
     pub struct CacheMetrics {
         /// Route cache lookups by result: hit, miss, shared with another worker's look-up, or deferred because a
         /// large room changes faster than it can be read.
-        lookups: Family<LookupResult, Counter> = "halley_route_cache_lookups";
+        lookups: Family<LookupResult, Counter> = "halley_route_cache_lookups" in at_zero(Family::default());
         /// Reported changes of rooms, and events after which all rooms of a connection are forgotten: flushed,
         /// disconnected, slots-moved.
         invalidations: Family<InvalidationLabels, Counter> = "halley_route_cache_invalidations";
