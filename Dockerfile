@@ -56,14 +56,21 @@ COPY --from=build /src/target/release/halley /usr/bin/halley
 COPY LICENSE-MIT LICENSE-APACHE /usr/share/doc/halley/
 # Active where a [[plugin]] names them.
 COPY --from=build-policies /src/plugins/dist/ /usr/share/halley/plugins/
-# Only the gateway's user writes the state; nothing else in the image is written.
-RUN install -d -o 65532 -g 65532 -m 0700 /var/lib/halley && install -d /etc/halley
+# Only the gateway's user writes the state and the admin socket; nothing else in the image is written. With a read-only
+# root file system, mount a tmpfs at /run/halley.
+RUN install -d -o 65532 -g 65532 -m 0700 /var/lib/halley /run/halley && install -d /etc/halley
 USER 65532:65532
 WORKDIR /etc/halley
 VOLUME /var/lib/halley
-EXPOSE 9093 9094
+# The places that belong to the image, whatever the configuration says.
+ENV HALLEY__POLICIES__STATE_DIR=/var/lib/halley \
+    HALLEY__ADMIN__SOCKET=/run/halley/admin.sock
+# Admin, API, probes, and metrics of `halley archive`. The admin listener is on loopback by default, and the others are
+# off: HALLEY__ADMIN__PROBE_LISTEN=0.0.0.0:9095 opens the one for probes and Prometheus.
+EXPOSE 9093 9094 9095 9096
 # The configuration is /etc/halley/halley.toml, if there is one; otherwise the defaults and HALLEY__SECTION__KEY.
-# `halley health` asks `[admin] probe_listen`, or `listen`, of the same configuration.
+# `halley health` asks `[admin] probe_listen`, or `listen`, of the same configuration. `halley archive` has neither:
+# give its containers the health check ["CMD", "/usr/bin/halley", "health", "--url", "http://127.0.0.1:9096"].
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["/usr/bin/halley", "health"]
 # SIGTERM drains: give it longer than `[delivery] shutdown_grace` and 10 s (docker stop --time 35).
 STOPSIGNAL SIGTERM

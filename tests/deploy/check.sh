@@ -27,7 +27,7 @@ valid() {
     kubeconform -strict -summary -kubernetes-version "$version" -ignore-missing-schemas \
         -schema-location "$tools/schemas/{{ .ResourceKind }}{{ .KindSuffix }}.json" "$1" && node "$tools/models/resources.mjs" "$1"
 }
-: >"$work/default-values.yaml"
+echo 'image: { repository: registry.example/halley }' >"$work/default-values.yaml"
 for values in "$work/default-values.yaml" examples/deploy/helm/halley/ci/*-values.yaml; do
     say "the chart with $(basename "$values")"
     helm lint --strict --quiet --kube-version "$version" -f "$values" "$chart"
@@ -44,10 +44,40 @@ refused() {
         exit 1
     fi
 }
-refused helm template gateway "$chart" --kube-version "$version" --set replica=3
-refused helm template gateway "$chart" --kube-version "$version" --set shutdownGraceSeconds=never
-refused helm template gateway "$chart" --kube-version "$version" --set env[0].secret=x
+render() { helm template gateway "$chart" --kube-version "$version" --set image.repository=registry.example/halley "$@"; }
+# refused_because WORDS VALUES...: the chart says why.
+refused_because() {
+    refused render "${@:2}"
+    grep -qF "$1" "$work/said" || {
+        say "${*:2} should have been refused with '$1', not: $(cat "$work/said")"
+        exit 1
+    }
+}
+refused render --set replica=3
+refused render --set shutdownGraceSeconds=never
+refused render --set env[0].secret=x
 refused helm template gateway examples/deploy/helm/halley --kube-version "$version" --set prometheusRule.enabled=true
+refused_because "set image.repository" --set image.repository=
+refused_because "ports.admin and ports.probes are both 9095" --set ports.admin=9095
+refused_because "api.port and ports.probes are both 9095" --set api.enabled=true,api.port=9095
+refused_because "keda.maxReplicas (1) is below keda.minReplicas (2)" --set keda.enabled=true,keda.maxReplicas=1
+
+# Brokers refuse the static name of a killed member with KIP-848, so a pod has none then.
+static_names() {
+    render "${@:2}" >"$work/static.yaml"
+    found=$(grep -c HALLEY__KAFKA__INSTANCE_ID "$work/static.yaml" || true)
+    [ "$found" = "$1" ] || {
+        say "$found pods with a static name, not $1, with ${*:2}"
+        exit 1
+    }
+}
+kip_848='"group.protocol" = "consumer"'
+static_names 1 --set replicas=2
+static_names 1 --set-string config="# $kip_848"
+static_names 0 --set-string config="kafka.properties = { $kip_848 }"
+static_names 0 --set-json "env=[{ \"name\": \"HALLEY__KAFKA__PROPERTIES\", \"value\": \"{ ${kip_848//\"/\\\"} }\" }]"
+static_names 0 --set staticMembership=false
+static_names 1 --set staticMembership=true --set-string config="kafka.properties = { $kip_848 }"
 sed 's/  serviceName: /  servicename: /' "$work/default.yaml" >"$work/wrong.yaml"
 refused valid "$work/wrong.yaml"
 sed 's/maxReplicaCount: 12/maxReplicaCount: twelve/' "$work/everything.yaml" >"$work/wrong.yaml"

@@ -36,7 +36,7 @@ def main():
     of = {resource["kind"]: resource for resource in resources}
     config = of["ConfigMap"]["data"]["halley.toml"]
     # Files of Secrets are not here.
-    config = re.sub(r"(?m)^(token_file|tls_\w+) = .*\n", "", config).replace('listen = "0.0.0.0:9095"', "")
+    config = re.sub(r"(?m)^(token_file|tls[._]\w+) = .*\n", "", config).replace('listen = "0.0.0.0:9094"', "")
     container = of["StatefulSet"]["spec"]["template"]["spec"]["containers"][0]
     variables = {
         entry["name"]: entry["value"]
