@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes the Debian package: examples/deploy/systemd/package.sh, from the root of the repository.
 #
-# It needs cargo-deb (`cargo install --locked cargo-deb`). The package has the stripped binary, the unit, a default
+# It needs cargo-deb (`cargo install --locked cargo-deb`). The package has the stripped binary, the units, a default
 # configuration that upgrades keep, the manual, completions, and the bundled policies. It is written to target/debian.
 set -eu
 cd "$(dirname "$0")/../../.."
