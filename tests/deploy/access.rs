@@ -5,26 +5,79 @@ use std::process::Command;
 use serde_json::json;
 
 use super::{deployed, halley, read};
+use crate::support::child_process::ChildProcess;
 use crate::support::comet::FakeComet;
 use crate::support::gateway::{Gateway, Plugin, gateway, quoted};
 use crate::support::kafka::acl::PASSWORD;
 use crate::support::kafka::{Kafka, kafka};
 use crate::support::redis::Redis;
-use crate::support::{eventually_eq, folder, repository, unique};
+use crate::support::{
+    PATIENCE, eventually, eventually_eq, folder, free_port, print_uncaptured, repository, unique,
+};
+
+/// The lines of the ACL file, with this password in place of each digest.
+fn acl_lines(password: &str) -> Vec<String> {
+    let mut users = Vec::new();
+    let lines = read(&deployed("redis/halley.acl"))
+        .lines()
+        .map(|line| {
+            let words: Vec<String> = line
+                .split(' ')
+                .map(|word| if word.starts_with('#') { format!(">{password}") } else { word.to_owned() })
+                .collect();
+            assert_eq!(words[0], "user", "Redis refuses everything else in such a file, comments included");
+            users.push(words[1].clone());
+            words.join(" ")
+        })
+        .collect();
+    assert_eq!(users, ["default", "admin", "comet", "halley"]);
+    lines
+}
+
+#[tokio::test]
+async fn redis_starts_with_the_file_and_needs_passwords() {
+    let (folder, port) = (folder("aclfile"), free_port());
+    let file = folder.path().join("users.acl");
+    let lines = acl_lines("secret");
+    std::fs::write(&file, lines.join("\n") + "\n").expect("written");
+    let args = format!("--port {port} --bind 127.0.0.1 --appendonly no --aclfile {}", file.display());
+    let args: Vec<String> = args.split(' ').map(str::to_owned).collect();
+    let Ok(_server) = ChildProcess::start("redis-server", &args, folder) else {
+        return print_uncaptured("NOT PROVEN: `redis_starts_with_the_file` needs redis-server");
+    };
+    let run = async |login: &str, words: &[&str]| -> redis::RedisResult<redis::Value> {
+        let client = redis::Client::open(format!("redis://{login}127.0.0.1:{port}"))?;
+        let mut connection = client.get_multiplexed_async_connection().await?;
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]).query_async(&mut connection).await
+    };
+    eventually("redis to start", PATIENCE, async || run("admin:secret@", &["PING"]).await.ok()).await;
+    let nobody = run("", &["GET", "x"]).await.expect_err("no password").to_string();
+    assert!(nobody.contains("NOAUTH") || nobody.contains("uthentication"), "{nobody}");
+    // The next line of the file, and the comets, who write what gateways read.
+    run("admin:secret@", &["ACL", "LOAD"]).await.expect("the admin may load it again");
+    for words in [
+        &["SADD", "room:connections:lobby", "conn_1"][..],
+        &["HSET", "connection:info:conn_1", "comet_id", "127.0.0.1:1"],
+        &["SET", "user:online:user_1", "conn_1", "EX", "60"],
+        &["EXPIRE", "user:online:user_1", "60"],
+        &["DEL", "connection:info:conn_1"],
+    ] {
+        run("comet:secret@", words).await.unwrap_or_else(|error| panic!("{words:?}: {error}"));
+    }
+    for words in
+        [&["GET", "halley:redrive-key"][..], &["XRANGE", "halley:inbox:user_1", "-", "+"], &["FLUSHALL"]]
+    {
+        assert!(run("comet:secret@", words).await.is_err(), "{words:?}");
+    }
+}
 
 #[tokio::test]
 async fn redis_grants_what_a_gateway_needs_and_no_more() {
     let (redis, comet) = (Redis::start().await, FakeComet::start().await);
-    let file = read(&deployed("redis/halley.acl"));
-    for line in file.lines() {
-        let words: Vec<&str> = line.split(' ').collect();
-        assert_eq!(
-            words[..2],
-            ["user", "halley"],
-            "Redis refuses everything else in such a file, comments included"
-        );
+    for line in acl_lines("secret").iter().filter(|line| line.starts_with("user halley ")) {
         let mut command = redis::cmd("ACL");
-        command.arg("SETUSER").arg(&words[1..]).arg(">secret");
+        command.arg("SETUSER").arg(&line.split(' ').skip(1).collect::<Vec<_>>());
         redis.run::<()>(command).await;
     }
     let topic = kafka().topic("redis-acl", 1).await;
@@ -92,23 +145,31 @@ async fn nothing_needed_is_denied(redis: &Redis) {
     }
 }
 
-/// Runs a script with stand-ins for Kafka's own tools; returns the arguments of each call.
-fn calls(script: &str, tool: &str, environment: &[(&str, &str)]) -> Vec<Vec<String>> {
-    let folder = folder("kafka-tools");
-    let (program, log) = (folder.path().join(tool), folder.path().join("calls"));
-    std::fs::write(
-        &program,
-        format!("#!/bin/sh\nprintf '%s\\t' \"$@\" >>'{0}'\necho >>'{0}'\n", log.display()),
-    )
-    .expect("written");
-    let executable = Command::new("chmod").arg("+x").arg(&program).status();
-    assert!(executable.is_ok_and(|status| status.success()));
-    let mut command = Command::new("sh");
-    command.arg(deployed(script)).envs(environment.iter().copied());
+/// Runs a script with stand-ins for these tools, each with its exit code; returns the calls, the tool's name first.
+pub(super) fn calls(
+    script: &str,
+    tools: &[(&str, i32)],
+    args: &[&str],
+    environment: &[(&str, &str)],
+) -> Vec<Vec<String>> {
+    let folder = folder("tools");
+    let log = folder.path().join("calls");
+    for (tool, code) in tools {
+        let program = folder.path().join(tool);
+        let text = format!(
+            "#!/bin/sh\nprintf '%s\\t' {tool} \"$@\" >>'{0}'\necho >>'{0}'\nexit {code}\n",
+            log.display()
+        );
+        std::fs::write(&program, text).expect("written");
+        let executable = Command::new("/bin/chmod").arg("+x").arg(&program).status();
+        assert!(executable.is_ok_and(|status| status.success()));
+    }
+    let mut command = Command::new("/bin/sh");
+    command.arg(deployed(script)).args(args).envs(environment.iter().copied());
     let path = std::env::var("PATH").unwrap_or_default();
     let done = command.env("PATH", format!("{}:{path}", folder.path().display())).output().expect("sh");
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    let log = std::fs::read_to_string(&log).expect("it was called");
+    let log = std::fs::read_to_string(&log).expect("they were called");
     log.lines().map(|line| line.trim_end().split('\t').map(str::to_owned).collect()).collect()
 }
 
@@ -122,7 +183,7 @@ async fn create_topics(kafka: &Kafka, topic: &str) -> Vec<String> {
     let environment =
         [("TOPIC", topic), ("PARTITIONS", "2"), ("REPLICAS", "1"), ("MIN_INSYNC", "1"), ("ARCHIVE", "yes")];
     let mut created = Vec::new();
-    for call in calls("kafka/topics.sh", "kafka-topics.sh", &environment) {
+    for call in calls("kafka/topics.sh", &[("kafka-topics.sh", 0)], &[], &environment) {
         let name = values(&call, "--topic")[0];
         let partitions = values(&call, "--partitions")[0].parse().expect("a number");
         let settings: Vec<_> =
@@ -152,7 +213,7 @@ async fn kafka_grants_what_a_gateway_needs() {
     let (topic, group) = (unique("granted"), unique("halley"));
     create_topics(&kafka, &topic).await;
     let environment = [("TOPIC", topic.as_str()), ("GROUP", group.as_str())];
-    for call in calls("kafka/acls.sh", "kafka-acls.sh", &environment) {
+    for call in calls("kafka/acls.sh", &[("kafka-acls.sh", 0)], &[], &environment) {
         assert_eq!(values(&call, "--allow-principal"), ["User:halley"]);
         for operation in values(&call, "--operation") {
             if call.iter().any(|word| word == "--cluster") {

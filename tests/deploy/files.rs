@@ -1,19 +1,17 @@
 //! The files of `examples/deploy` and the Dockerfile, compared with each other and with the gateway.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
-use std::process::Command;
 
 use serde_json::{Map, Value};
 
 use super::image::dockerfile;
 use super::{below, check, deployed, read, yaml};
-use crate::support::{folder, print_uncaptured, repository};
+use crate::support::repository;
 
 /// Each file with the test that reads it. A new file needs one.
-const TESTED: [(&str, &str); 19] = [
-    ("README.md", "pages_name_what_exists_in_both_languages"),
-    ("README.zh-CN.md", "pages_name_what_exists_in_both_languages"),
+const TESTED: [(&str, &str); 20] = [
+    ("README.md", "languages::"),
+    ("README.zh-CN.md", "languages::"),
     ("compose.yaml", "compose_has_pinned_images_and_a_valid_gateway; make deploy-check"),
     ("compose/api-tokens.toml", "compose_has_pinned_images_and_a_valid_gateway"),
     ("compose/grafana-dashboards.yaml", "compose_has_pinned_images_and_a_valid_gateway"),
@@ -30,10 +28,11 @@ const TESTED: [(&str, &str); 19] = [
     ("prometheus/alerts.test.yaml", "metrics::each_alert_has_a_test_that_passes"),
     ("prometheus/alerts.yaml", "metrics::each_alert_has_a_test_that_passes"),
     ("redis/halley.acl", "access::redis_grants_what_a_gateway_needs_and_no_more"),
-    ("systemd/debian/postinst", "the_package_has_what_it_names"),
-    ("systemd/halley.service", "systemd_accepts_the_unit"),
-    ("systemd/halley.toml", "the_package_has_what_it_names"),
-    ("systemd/package.sh", "the_package_has_what_it_names"),
+    ("systemd/debian/postinst", "package::only_the_service_reads_the_configuration"),
+    ("systemd/halley-archive.service", "package::systemd_accepts_the_units"),
+    ("systemd/halley.service", "package::systemd_accepts_the_units"),
+    ("systemd/halley.toml", "package::the_package_has_what_it_names"),
+    ("systemd/package.sh", "package::the_package_has_what_it_names"),
 ];
 
 #[test]
@@ -116,7 +115,10 @@ fn panels_do_not_overlap() {
         .filter(|panel| panel["type"] == "row")
         .filter_map(|row| row["title"].as_str())
         .collect();
-    assert_eq!(rows, ["Is it delivering?", "Where does it wait?", "Comets", "Policies"]);
+    assert_eq!(
+        rows,
+        ["Is it delivering?", "Where does it wait?", "Comets", "Policies", "Inboxes, API and archive"]
+    );
     let place = |panel: &Value| {
         let of = |key: &str| panel["gridPos"][key].as_u64().expect("a number");
         (of("x")..of("x") + of("w"), of("y")..of("y") + of("h"))
@@ -192,79 +194,6 @@ fn the_chart_uses_each_value_that_it_documents() {
 }
 
 #[test]
-fn systemd_accepts_the_unit() {
-    let unit = read(&deployed("systemd/halley.service"));
-    let of = |key: &str| unit.lines().find_map(|line| line.strip_prefix(&format!("{key}=")));
-    assert_eq!(of("Type"), Some("notify"));
-    assert_eq!(of("MemoryDenyWriteExecute"), None, "compiling plugins needs it");
-    let stop = humantime::parse_duration(of("TimeoutStopSec").expect("a limit")).expect("a duration");
-    let grace = halley::config::Config::default().delivery.shutdown_grace;
-    assert!(
-        stop >= grace + std::time::Duration::from_secs(10),
-        "leaving Kafka can take 10 s after the grace period"
-    );
-    if Command::new("systemd-analyze").arg("--version").output().is_err() {
-        return print_uncaptured("NOT PROVEN: `systemd_accepts_the_unit` needs systemd-analyze");
-    }
-    let folder = folder("unit");
-    let file = folder.path().join("halley.service");
-    std::fs::write(&file, unit.replace("/usr/bin/halley", env!("CARGO_BIN_EXE_halley"))).expect("written");
-    let verified =
-        Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&file).output().expect("runs");
-    let said = String::from_utf8_lossy(&verified.stderr).into_owned();
-    let about: Vec<_> = said.lines().filter(|line| line.contains("halley.service")).collect();
-    assert!(about.is_empty(), "{said}");
-}
-
-#[test]
-fn the_package_has_what_it_names() {
-    let manifest: toml::Table = toml::from_str(&read(&repository("Cargo.toml"))).expect("TOML");
-    let deb = &manifest["package"]["metadata"]["deb"];
-    let script = read(&deployed("systemd/package.sh"));
-    let mut installed = BTreeSet::new();
-    for asset in deb["assets"].as_array().expect("assets") {
-        let part = |at: usize| asset[at].as_str().expect("text");
-        let (source, target) = (part(0), part(1));
-        installed.insert(if target.ends_with('/') {
-            format!("{target}{}", source.rsplit('/').next().unwrap_or_default())
-        } else {
-            target.to_owned()
-        });
-        if let Some(made) = source.strip_prefix("target/deb/") {
-            let folder = made.split('/').next().unwrap_or_default();
-            assert!(script.contains(&format!("$made/{folder}")), "package.sh does not make {source}");
-        } else if !source.starts_with("target/release/") {
-            let exists = match source.split_once('*') {
-                Some((folder, end)) => below(&repository(folder)).iter().any(|file| file.ends_with(end)),
-                None => repository(source).exists(),
-            };
-            assert!(exists, "{source} is missing");
-        }
-    }
-    for file in deb["conf-files"].as_array().expect("files") {
-        let file = file.as_str().expect("a path").trim_start_matches('/');
-        assert!(installed.contains(file), "{file} is not installed");
-    }
-    let units = PathBuf::from(deb["systemd-units"]["unit-scripts"].as_str().expect("a folder"));
-    let name = deb["systemd-units"]["unit-name"].as_str().expect("a name");
-    let unit = read(&repository(&units.join(format!("{name}.service")).display().to_string()));
-    assert!(unit.contains("ExecStart=/usr/bin/halley run --config /etc/halley/halley.toml\n"));
-    let scripts = repository(deb["maintainer-scripts"].as_str().expect("a folder"));
-    let postinst = read(&scripts.join("postinst"));
-    let user = unit.lines().find_map(|line| line.strip_prefix("User=")).expect("a user");
-    assert!(postinst.contains("#DEBHELPER#") && postinst.contains(&format!("getent passwd {user}")));
-    for script in ["systemd/package.sh", "systemd/debian/postinst", "kafka/topics.sh", "kafka/acls.sh"] {
-        let parsed = Command::new("sh").arg("-n").arg(deployed(script)).status();
-        assert!(parsed.is_ok_and(|status| status.success()), "{script}");
-    }
-    // The service's folders exist only where it is installed.
-    let config = read(&deployed("systemd/halley.toml"));
-    let lines: Vec<&str> =
-        config.lines().filter(|line| !line.starts_with("state_dir") && !line.starts_with("socket")).collect();
-    check(&lines.join("\n"));
-}
-
-#[test]
 fn workflows_call_what_exists() {
     for file in below(&repository(".github/workflows")) {
         let workflow = yaml(&repository(".github/workflows").join(&file));
@@ -282,30 +211,5 @@ fn workflows_call_what_exists() {
         for action in actions {
             assert!(action.contains('@') && !action.ends_with("@main"), "{file}: {action} has no version");
         }
-    }
-}
-
-#[test]
-fn pages_name_what_exists_in_both_languages() {
-    let headings = |text: &str| {
-        text.lines()
-            .filter(|line| line.starts_with('#'))
-            .map(|line| line.chars().take_while(|c| *c == '#').count())
-            .collect::<Vec<_>>()
-    };
-    let blocks = |text: &str| text.split("```").skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
-    let (english, chinese) = (read(&deployed("README.md")), read(&deployed("README.zh-CN.md")));
-    assert_eq!(headings(&english), headings(&chinese), "the same sections in both languages");
-    assert_eq!(blocks(&english), blocks(&chinese), "the same commands in both languages");
-    for text in [&english, &chinese] {
-        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
-            let file = link.split('#').next().unwrap_or_default();
-            let exists = file.is_empty() || file.starts_with("http") || deployed(file).exists();
-            assert!(exists, "{link} is missing");
-        }
-    }
-    let shown = blocks(&english).concat();
-    for path in shown.split_whitespace().filter(|word| word.starts_with("examples/deploy/")) {
-        assert!(repository(path).exists(), "{path} is missing");
     }
 }

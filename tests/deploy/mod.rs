@@ -1,15 +1,20 @@
 //! What operators deploy: each file of `examples/deploy`, the Dockerfile, and the metrics that dashboards and alerts
 //! read.
 //!
-//! `files` and `image` read the files as their tools would, and compares them with each other and with the gateway. `metrics`
-//! runs the queries of dashboard and alerts in a real Prometheus, against a real gateway. `access` grants what the ACL
-//! files grant, and no more. `make deploy-check` runs the tools that take longer.
+//! `files`, `image` and `package` read the files as their tools would, and `agreement` compares them with each other and
+//! with the gateway. `languages` compares the pages of both languages. `metrics` runs the queries of dashboard and alerts
+//! in a real Prometheus, against a real gateway. `access` grants what the ACL files grant, and no more, and `redis_sizes`
+//! measures what inboxes take. `make deploy-check` runs the tools that take longer.
 
 mod access;
+mod agreement;
 mod files;
 mod image;
+mod languages;
 mod metrics;
+mod package;
 mod promql;
+mod redis_sizes;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
