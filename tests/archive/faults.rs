@@ -250,6 +250,14 @@ async fn killed_archivers_lose_and_repeat_nothing() {
         assert!(ready.status == 200 && ready.json()["warnings"] == serde_json::json!([]), "{ready:?}");
         let metrics = http::get(&listen, "/metrics").await.expect("it answers");
         assert!(metrics.body.contains("halley_archive_write_duration_seconds_bucket"), "{metrics:?}");
+        assert!(metrics.body.contains("\nhalley_archive_ready 1\n"), "{metrics:?}");
+        assert!(!metrics.body.contains("halley_ready"), "it is no gateway, whose alert looks at that");
+        // As a container's health check asks it.
+        let health = std::process::Command::new(env!("CARGO_BIN_EXE_halley"))
+            .args(["health", "--url", &format!("http://{listen}")])
+            .output()
+            .expect("it runs");
+        assert!(health.status.success(), "{health:?}");
         archiver.signal("TERM");
         let ended = archiver.wait(Duration::from_secs(20)).await;
         assert!(ended.is_some_and(|status| status.success()), "{ended:?}: {}", archiver.log());

@@ -77,7 +77,7 @@ async fn redis_grants_what_a_gateway_needs_and_no_more() {
     let (redis, comet) = (Redis::start().await, FakeComet::start().await);
     for line in acl_lines("secret").iter().filter(|line| line.starts_with("user halley ")) {
         let mut command = redis::cmd("ACL");
-        command.arg("SETUSER").arg(&line.split(' ').skip(1).collect::<Vec<_>>());
+        command.arg("SETUSER").arg(line.split(' ').skip(1).collect::<Vec<_>>());
         redis.run::<()>(command).await;
     }
     let topic = kafka().topic("redis-acl", 1).await;

@@ -247,3 +247,49 @@ fn each_alert_has_a_test_that_passes() {
         );
     }
 }
+
+/// The metrics of a page's table, each with whether it is marked (`*`) as one that appears with its first event.
+fn documented(page: &str) -> Vec<(String, bool)> {
+    let table =
+        page.lines().skip_while(|line| !line.starts_with("| metric |") && !line.starts_with("| 指标 |"));
+    let rows = table.skip(2).take_while(|line| line.starts_with('|'));
+    let cells = rows.filter_map(|row| row.split('|').nth(1));
+    let parts = cells.flat_map(|cell| {
+        let parts: Vec<&str> = cell.split('`').collect();
+        let named: Vec<_> = (1..parts.len()).step_by(2).map(|at| (parts[at], parts[at + 1])).collect();
+        named
+    });
+    let name = |(name, after): (&str, &str)| {
+        (name.split('{').next().unwrap_or_default().to_owned(), after.starts_with("\\*"))
+    };
+    parts.map(name).collect()
+}
+
+#[tokio::test]
+async fn documented_metrics_exist_from_the_start_or_say_so() {
+    let topic = kafka().topic("documented", 1).await;
+    let (redis, comet) = (Redis::start().await, FakeComet::start().await);
+    let gateway = everything(&topic, &redis, &comet).await.start().await;
+    // Partitions are assigned, and nothing else has happened.
+    let assigned = async || {
+        let exported = series(&gateway.get("/metrics").await.body);
+        let lags = ["halley_consumer_lag", "halley_archive_consumer_lag"];
+        lags.iter().all(|lag| exported.contains_key(*lag)).then_some(exported)
+    };
+    let exported = eventually("partitions to be assigned", PATIENCE, assigned).await;
+    let (english, chinese) = (read(&repository("README.md")), read(&repository("README.zh-CN.md")));
+    assert_eq!(documented(&english), documented(&chinese));
+    let mut wrong = Vec::new();
+    let all = documented(&english);
+    assert!(all.len() > 60, "{all:?}");
+    for (name, appears_later) in all.iter().filter(|(name, _)| name != "process_*") {
+        let has = exported.contains_key(name) || exported.contains_key(&format!("{name}_count"));
+        if has == *appears_later {
+            wrong.push((name, has));
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "mark (`*`) those that have no series at the start, and only those: {wrong:#?}"
+    );
+}
