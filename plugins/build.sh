@@ -31,8 +31,12 @@ export CARGO_PROFILE_RELEASE_LTO=true
 export CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1
 export CARGO_PROFILE_RELEASE_PANIC=abort
 export CARGO_PROFILE_RELEASE_STRIP=true
-# The caller's settings are for the host target.
-unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_TARGET CARGO_BUILD_RUSTFLAGS
+# The caller's settings are for the host target. Panics name files without this machine's folders: the same
+# source makes the same file elsewhere.
+unset RUSTFLAGS CARGO_BUILD_TARGET CARGO_BUILD_RUSTFLAGS
+cargo_home=${CARGO_HOME:-${HOME:-/root}/.cargo}
+CARGO_ENCODED_RUSTFLAGS=$(printf -- '--remap-path-prefix=%s=/cargo\037--remap-path-prefix=%s=/plugins' "$cargo_home" "$here")
+export CARGO_ENCODED_RUSTFLAGS
 
 target_is_installed() {
     command -v cargo >/dev/null && libdir=$(rustc --print target-libdir --target $target 2>/dev/null) &&
