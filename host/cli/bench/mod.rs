@@ -219,7 +219,9 @@ async fn bench(args: &Args, config: &Config) -> anyhow::Result<u8> {
         ledger: Arc::clone(&ledger),
     };
     let work = async {
-        registrations.join(&residents).await.context("cannot register users in Redis")?;
+        registrations.join(&residents).await.context(
+            "cannot register users in Redis, as comets do: its user must be allowed to write `room:*`, `connection:*` and `user:*`",
+        )?;
         measure(args, &sender, &registrations, &guests).await
     };
     let (done, interrupted) = tokio::select! {

@@ -47,7 +47,7 @@ pub trait Settings {
 /// - `settings!(Config)` makes the schema in the policy. The code for that takes about 80 KB.
 /// - `settings!(Config: "settings.json")` includes a file, next to `Cargo.toml`, which takes its own length
 ///   only. A test compares it with the type; with `HALLEY_UPDATE_SETTINGS=1` in the environment it writes the
-///   file. Only tests need `schemars` and the feature then, as dev-dependencies, and the type derives under
+///   file, which has to exist (`{}`). Only tests need `schemars` and the feature then, as dev-dependencies, and the type derives under
 ///   `#[cfg_attr(test, derive(schemars::JsonSchema))]`. The bundled policies do so.
 #[macro_export]
 macro_rules! settings {

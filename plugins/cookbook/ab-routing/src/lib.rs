@@ -4,6 +4,7 @@
 use halley_plugin::prelude::*;
 
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct Config {
     /// The operation under test.
@@ -11,6 +12,7 @@ struct Config {
     /// The operation of form B.
     b_operation: i32,
     /// The percentage of rooms that get form B.
+    #[cfg_attr(test, schemars(range(max = 100)))]
     share: u8,
     /// Rooms that always get it, such as the testers'.
     #[serde(default)]
@@ -57,7 +59,8 @@ fn hundredth(room: &str) -> u8 {
     ((hash >> 32) % 100) as u8
 }
 
-halley_plugin::export!(AbRouting: Filter);
+halley_plugin::export!(AbRouting: Filter, Settings);
+halley_plugin::settings!(Config: "settings.json");
 
 #[cfg(test)]
 mod tests {

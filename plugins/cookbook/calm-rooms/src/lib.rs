@@ -9,9 +9,11 @@ use std::collections::HashMap;
 use halley_plugin::prelude::*;
 
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct Config {
     /// Messages per second in one room, and the size of a burst.
+    #[cfg_attr(test, schemars(range(min = 1)))]
     per_second: u32,
     /// Operations of system messages.
     spare: Vec<i32>,
@@ -79,7 +81,8 @@ impl CalmRooms {
     }
 }
 
-halley_plugin::export!(CalmRooms: Filter);
+halley_plugin::export!(CalmRooms: Filter, Settings);
+halley_plugin::settings!(Config: "settings.json");
 
 #[cfg(test)]
 mod tests {

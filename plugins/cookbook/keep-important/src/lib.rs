@@ -5,6 +5,7 @@ use halley_plugin::RoomPattern;
 use halley_plugin::prelude::*;
 
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct KeepImportant {
     /// Operations that are kept in the inbox of every recipient.
@@ -29,7 +30,8 @@ impl Retention for KeepImportant {
     }
 }
 
-halley_plugin::export!(KeepImportant: Retention);
+halley_plugin::export!(KeepImportant: Retention, Settings);
+halley_plugin::settings!(KeepImportant: "settings.json");
 
 #[cfg(test)]
 mod tests {

@@ -6,9 +6,13 @@
 use halley_plugin::prelude::*;
 
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct Config {
+    /// What to look for.
+    #[cfg_attr(test, schemars(length(min = 1), inner(length(min = 1))))]
     words: Vec<String>,
+    /// Replaces each character of a word.
     #[serde(default = "asterisk")]
     mask: char,
 }
@@ -79,7 +83,8 @@ impl MaskWords {
     }
 }
 
-halley_plugin::export!(MaskWords: Filter);
+halley_plugin::export!(MaskWords: Filter, Settings);
+halley_plugin::settings!(Config: "settings.json");
 
 #[cfg(test)]
 mod tests {

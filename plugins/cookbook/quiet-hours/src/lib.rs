@@ -4,12 +4,17 @@
 use halley_plugin::prelude::*;
 
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct Config {
-    /// When the quiet hours begin, such as `22:00`, and when they end; may span midnight.
+    /// When the quiet hours begin, such as `22:00`.
+    #[cfg_attr(test, schemars(regex(pattern = r"^[0-2]?[0-9]:[0-5][0-9]$")))]
     from: String,
+    /// When they end; may be on the next day.
+    #[cfg_attr(test, schemars(regex(pattern = r"^[0-2]?[0-9]:[0-5][0-9]$")))]
     to: String,
     /// The users' offset from UTC in minutes: 480 for China.
+    #[cfg_attr(test, schemars(range(min = -840, max = 840)))]
     utc_offset: i32,
     /// The channel of notifications.
     channel: String,
@@ -65,7 +70,8 @@ impl QuietHours {
     }
 }
 
-halley_plugin::export!(QuietHours: Offline);
+halley_plugin::export!(QuietHours: Offline, Settings);
+halley_plugin::settings!(Config: "settings.json");
 
 #[cfg(test)]
 mod tests {

@@ -6,9 +6,11 @@ use std::collections::HashMap;
 use halley_plugin::prelude::*;
 
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct Config {
     /// The comets of each region, which is the part of a room id before its first `/`.
+    #[cfg_attr(test, schemars(with = "std::collections::BTreeMap<String, Vec<String>>"))]
     regions: HashMap<String, Vec<String>>,
 }
 
@@ -39,7 +41,8 @@ impl Filter for RegionalRooms {
     }
 }
 
-halley_plugin::export!(RegionalRooms: Filter);
+halley_plugin::export!(RegionalRooms: Filter, Settings);
+halley_plugin::settings!(Config: "settings.json");
 
 #[cfg(test)]
 mod tests {

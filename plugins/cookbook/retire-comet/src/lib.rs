@@ -7,11 +7,13 @@
 use halley_plugin::prelude::*;
 
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct Config {
     /// The comet's address, as in the directory.
     comet: String,
     /// The percentage of users that leave it.
+    #[cfg_attr(test, schemars(range(max = 100)))]
     share: u8,
 }
 
@@ -61,7 +63,8 @@ fn hundredth(id: &str) -> u8 {
     ((hash >> 32) % 100) as u8
 }
 
-halley_plugin::export!(RetireComet: Grouping);
+halley_plugin::export!(RetireComet: Grouping, Settings);
+halley_plugin::settings!(Config: "settings.json");
 
 #[cfg(test)]
 mod tests {

@@ -7,11 +7,14 @@
 use halley_plugin::prelude::*;
 
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 struct Config {
     /// Messages per room and period.
+    #[cfg_attr(test, schemars(range(min = 1)))]
     messages: u64,
     /// The length of a period.
+    #[cfg_attr(test, schemars(range(min = 1, max = 1440)))]
     minutes: u64,
     /// Operations of system messages.
     spare: Vec<i32>,
@@ -55,7 +58,8 @@ impl Filter for RoomQuota {
     }
 }
 
-halley_plugin::export!(RoomQuota: Filter);
+halley_plugin::export!(RoomQuota: Filter, Settings);
+halley_plugin::settings!(Config: "settings.json");
 
 #[cfg(test)]
 mod tests {
