@@ -1,12 +1,14 @@
 //! The files of `examples/deploy` and the Dockerfile, compared with each other and with the gateway.
 
 use std::collections::BTreeSet;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 
 use serde_json::{Map, Value};
 
 use super::image::dockerfile;
 use super::{below, check, deployed, read, yaml};
-use crate::support::repository;
+use crate::support::{folder, repository};
 
 /// Each file with the test that reads it. A new file needs one.
 const TESTED: [(&str, &str); 20] = [
@@ -81,8 +83,12 @@ fn compose_has_pinned_images_and_a_valid_gateway() {
     let config = read(&deployed("compose/halley.toml"));
     let plugins = repository("plugins/dist").display().to_string();
     let here = config.replace("/usr/share/halley/plugins", &plugins);
-    let here = here
-        .replace("/etc/halley/api-tokens.toml", &deployed("compose/api-tokens.toml").display().to_string());
+    // In the container it is on a read-only mount; here it has to be a secret.
+    let tokens = folder("tokens");
+    let secret = tokens.path().join("api-tokens.toml");
+    std::fs::copy(deployed("compose/api-tokens.toml"), &secret).expect("copied");
+    std::fs::set_permissions(&secret, Permissions::from_mode(0o600)).expect("changed");
+    let here = here.replace("/etc/halley/api-tokens.toml", &secret.display().to_string());
     let lines: Vec<&str> =
         here.lines().filter(|line| !line.starts_with("state_dir") && !line.starts_with("socket")).collect();
     assert!(check(&lines.join("\n")).contains("keyword-filter"), "its policy is checked as well");

@@ -2,6 +2,7 @@
 //! package's script runs with stand-ins for the tools that change the system.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::Command;
 
 use super::access::calls;
@@ -120,16 +121,18 @@ fn the_package_has_what_it_names() {
     check(&lines.join("\n"));
 }
 
-/// The calls of the package's script, with this exit code of `dpkg-statoverride`.
-fn configured(overridden: bool) -> Vec<Vec<String>> {
-    let tools = ["getent", "adduser", "chown", "chmod"].map(|tool| (tool, i32::from(tool == "getent") * 2));
-    let script = "systemd/debian/postinst";
-    calls(
-        script,
-        &[&tools[..], &[("dpkg-statoverride", i32::from(!overridden))]].concat(),
-        &["configure"],
-        &[],
-    )
+/// The calls of the package's script on a system with this root, with or without an administrator's own mode.
+fn configured(root: &Path, has_own_mode: bool) -> Vec<Vec<String>> {
+    let tools = [
+        // 2: there is no such user.
+        ("getent", 2),
+        ("adduser", 0),
+        ("chown", 0),
+        ("chmod", 0),
+        ("dpkg-statoverride", i32::from(!has_own_mode)),
+    ];
+    let root = root.display().to_string();
+    calls("systemd/debian/postinst", &tools, &["configure"], &[("DPKG_ROOT", &root)])
 }
 
 #[test]
@@ -140,13 +143,20 @@ fn only_the_service_reads_the_configuration() {
     assert_eq!(config.and_then(|asset| asset[2].as_str()), Some("640"), "until the script has run as well");
     let user = value(&unit("halley"), "User").expect("a user").to_owned();
     assert_eq!(value(&unit("halley-archive"), "User"), Some(&*user));
-    let file = "/etc/halley/halley.toml";
-    let done = configured(false);
-    let has =
-        |call: &[&str]| done.iter().any(|words| words.iter().map(String::as_str).eq(call.iter().copied()));
-    assert!(has(&["chown", &format!("root:{user}"), file]) && has(&["chmod", "640", file]), "{done:?}");
-    assert!(done.iter().any(|words| words[0] == "adduser" && words.last() == Some(&user)), "{done:?}");
-    let kept = configured(true);
-    assert!(!kept.iter().any(|words| words[0] == "chmod" || words[0] == "chown"), "{kept:?}");
+    let root = folder("root");
+    let changes = |calls: &[Vec<String>]| {
+        let all = calls.iter().filter(|words| words[0] == "chmod" || words[0] == "chown").cloned();
+        all.map(|words| words.join(" ")).collect::<Vec<_>>()
+    };
+    let without = configured(root.path(), false);
+    assert_eq!(changes(&without), [""; 0], "an administrator has removed it");
+    assert!(without.iter().any(|words| words[0] == "adduser" && words.last() == Some(&user)), "{without:?}");
+    let file = root.path().join("etc/halley/halley.toml");
+    std::fs::create_dir_all(file.parent().expect("a folder")).expect("made");
+    std::fs::write(&file, "").expect("written");
+    let file = file.display();
+    let expected = [format!("chown root:{user} {file}"), format!("chmod 640 {file}")];
+    assert_eq!(changes(&configured(root.path(), false)), expected);
+    assert_eq!(changes(&configured(root.path(), true)), [""; 0], "the administrator's mode stays");
     assert!(read(&deployed("systemd/debian/postinst")).contains("#DEBHELPER#"));
 }
