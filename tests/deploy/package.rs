@@ -114,6 +114,16 @@ fn the_package_has_what_it_names() {
         let parsed = Command::new("sh").arg("-n").arg(deployed(script)).status();
         assert!(parsed.is_ok_and(|status| status.success()), "{script}");
     }
+    // The same check is shown in both places: a plain one would know nothing of the service's environment.
+    let words = |text: &str| {
+        let lines = text.lines().map(|line| line.trim_start_matches(['#', ' ']).trim_end_matches('\\'));
+        lines.flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ")
+    };
+    let (page, config) =
+        (words(&read(&deployed("README.md"))), words(&read(&deployed("systemd/halley.toml"))));
+    let (_, shown) = config.split_once("systemd-run ").expect("a command");
+    let (shown, _) = shown.split_once(" --connect").expect("a command");
+    assert!(page.contains(shown) && shown.contains("EnvironmentFile=-/etc/halley/halley.env"), "{shown}");
     // The service's folders exist only where it is installed.
     let config = read(&deployed("systemd/halley.toml"));
     let lines: Vec<&str> =
