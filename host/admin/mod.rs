@@ -40,7 +40,7 @@ use crate::http_server::listener;
 use crate::http_server::refusals::Refusals;
 use crate::http_server::response::error_response;
 use crate::http_server::serve::Server;
-use crate::http_server::tls::Certificate;
+use crate::http_server::tls::{Certificate, CertificateExpiry};
 use access::AccessControl;
 use read::ReadApi;
 use socket::BoundSocket;
@@ -54,6 +54,7 @@ pub struct Admin {
     config: Config,
     listener: TcpListener,
     certificate: Option<Arc<Certificate>>,
+    expiry: CertificateExpiry,
     address: SocketAddr,
     probes: Option<TcpListener>,
     socket: Option<BoundSocket>,
@@ -71,10 +72,8 @@ impl Admin {
     /// # Errors
     /// If an address is invalid or in use, or a file of the TLS cannot be used.
     pub async fn bind(config: &Config, registry: &mut Registry) -> anyhow::Result<Self> {
-        let certificate = Certificate::load("[admin.tls]", &config.tls).await?;
-        if let Some(certificate) = &certificate {
-            certificate.register(registry, "halley_admin_certificate_expiry_timestamp_seconds");
-        }
+        let expiry = CertificateExpiry::register(registry);
+        let certificate = Certificate::load("[admin.tls]", &config.tls, &expiry).await?;
         let listener = listener::bind("[admin] listen", &config.listen).await?;
         let address = listener.local_addr()?;
         info!(%address, tls = certificate.is_some(), "admin is listening");
@@ -89,7 +88,7 @@ impl Admin {
         let refusals = Refusals::register(registry, "halley_admin_refused", "admin");
         let writes = WriteMetrics::register(registry);
         let config = config.clone();
-        Ok(Self { config, listener, certificate, address, probes, socket, refusals, writes })
+        Ok(Self { config, listener, certificate, expiry, address, probes, socket, refusals, writes })
     }
 
     /// The address of the TCP listener.
@@ -97,9 +96,15 @@ impl Admin {
         self.address
     }
 
+    /// The metric of the certificates that listeners show.
+    pub(crate) fn certificate_expiry(&self) -> &CertificateExpiry {
+        &self.expiry
+    }
+
     /// Serves requests until the shutdown.
     pub async fn serve(self, gateway: Handle, shutdown: CancellationToken) {
-        let Self { config, listener, certificate, address, probes, socket, refusals, writes } = self;
+        let Self { config, listener, certificate, expiry: _, address, probes, socket, refusals, writes } =
+            self;
         let access = AccessControl::new(&config, address, refusals.clone());
         let watch = watch_files(&gateway, config.clone(), certificate.clone());
         let reads = ReadApi::new(gateway.clone(), refusals.clone());

@@ -36,7 +36,7 @@ use crate::gateway::Handle;
 use crate::http_server::listener;
 use crate::http_server::refusals::Refusals;
 use crate::http_server::serve::Server;
-use crate::http_server::tls::Certificate;
+use crate::http_server::tls::{Certificate, CertificateExpiry};
 use crate::reloaded;
 use access::AccessControl;
 use service::{InboxService, Metrics};
@@ -59,12 +59,13 @@ impl Api {
     ///
     /// # Errors
     /// If the address is invalid or in use, or a file cannot be used.
-    pub async fn bind(config: &Config, registry: &mut Registry) -> anyhow::Result<Option<Self>> {
+    pub(crate) async fn bind(
+        config: &Config,
+        registry: &mut Registry,
+        expiry: &CertificateExpiry,
+    ) -> anyhow::Result<Option<Self>> {
         let Some(listen) = &config.listen else { return Ok(None) };
-        let certificate = Certificate::load_with_http2("[api.tls]", &config.tls).await?;
-        if let Some(certificate) = &certificate {
-            certificate.register(registry, "halley_api_certificate_expiry_timestamp_seconds");
-        }
+        let certificate = Certificate::load_with_http2("[api.tls]", &config.tls, expiry).await?;
         let tokens = TokenFile::load(config.token_file.clone())?;
         let listener = listener::bind("[api] listen", listen).await?;
         let address = listener.local_addr()?;

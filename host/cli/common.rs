@@ -148,8 +148,8 @@ mod tests {
 
     #[test]
     fn a_cause_is_said_once() {
-        let code = rdkafka::types::RDKafkaErrorCode::UnknownPartition;
-        let kafka = anyhow::Error::from(rdkafka::error::KafkaError::MetadataFetch(code));
+        let code = || anyhow::anyhow!("UnknownPartition (Local: Unknown partition)");
+        let kafka = code().context(format!("Meta data fetch error: {}", code()));
         let once = "topic: Meta data fetch error: UnknownPartition (Local: Unknown partition)";
         assert_eq!(with_causes(&kafka.context("topic")), once);
         assert_eq!(with_causes(&anyhow::anyhow!("b").context("a")), "a: b");

@@ -126,7 +126,7 @@ async fn serve(config: Config, sources: PolicySources) -> anyhow::Result<u8> {
     let mut signals = Signals::new(Arc::clone(&sources.reload))?;
     let mut registry = Registry::default();
     let admin = Admin::bind(&config.admin, &mut registry).await?;
-    let api = Api::bind(&config.api, &mut registry).await?;
+    let api = Api::bind(&config.api, &mut registry, admin.certificate_expiry()).await?;
     let reading = {
         let config = config.clone();
         // The plugin directory may be on a network file system.

@@ -12,6 +12,7 @@ use openssl::ssl::{AlpnError, Ssl, SslAcceptor, SslMethod, SslRef, SslVerifyMode
 use openssl::stack::Stack;
 use openssl::x509::X509Name;
 use parking_lot::Mutex;
+use prometheus_client::encoding::EncodeLabelSet;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -21,7 +22,7 @@ use tracing::warn;
 use crate::http_server::listener::{Establish, Listen};
 use crate::http_server::peer::{ClientName, Peer};
 use crate::reloaded::{InvalidContent, ReloadError, Reloaded, SourceFile};
-use crate::telemetry::{Gauge, Registry};
+use crate::telemetry::{Family, Gauge, metrics};
 use crate::tls::ListenerConfig;
 use crate::tls::expiry::{Validity, expiry};
 use crate::tls::names::certificate_names;
@@ -38,13 +39,27 @@ const SESSIONS: &[u8] = b"halley";
 const LAST_ALERT: Duration = Duration::from_secs(1);
 const MOST_UNREAD: usize = 64;
 
+metrics! {
+    /// When the listeners' certificates expire.
+    #[derive(Clone, Debug)]
+    pub(crate) struct CertificateExpiry {
+        /// When the certificate of a listener expires, in seconds since 1970.
+        at: Family<SectionLabel, Gauge> = "halley_certificate_expiry_timestamp_seconds";
+    }
+}
+
+/// Which certificate it is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SectionLabel {
+    section: &'static str,
+}
+
 /// A certificate with its key, and the authorities of clients.
 pub(crate) struct Certificate {
     /// The section of the configuration, such as `[admin.tls]`.
     section: &'static str,
     files: Reloaded<SslAcceptor>,
-    /// When it expires, in seconds since 1970.
-    expiry: Gauge,
+    expiry: CertificateExpiry,
     /// What is wrong with its validity, logged once.
     warned: Mutex<Option<String>>,
 }
@@ -57,8 +72,9 @@ impl Certificate {
     pub(crate) async fn load(
         section: &'static str,
         config: &ListenerConfig,
+        expiry: &CertificateExpiry,
     ) -> Result<Option<Arc<Self>>, ReloadError> {
-        Self::load_for(section, config, |contents| acceptor(contents, HTTP1)).await
+        Self::load_for(section, config, expiry, |contents| acceptor(contents, HTTP1)).await
     }
 
     /// As [`Certificate::load`], for a listener that speaks HTTP/2 as well.
@@ -68,13 +84,15 @@ impl Certificate {
     pub(crate) async fn load_with_http2(
         section: &'static str,
         config: &ListenerConfig,
+        expiry: &CertificateExpiry,
     ) -> Result<Option<Arc<Self>>, ReloadError> {
-        Self::load_for(section, config, |contents| acceptor(contents, PROTOCOLS)).await
+        Self::load_for(section, config, expiry, |contents| acceptor(contents, PROTOCOLS)).await
     }
 
     async fn load_for(
         section: &'static str,
         config: &ListenerConfig,
+        expiry: &CertificateExpiry,
         parse: fn(&[String]) -> Result<SslAcceptor, InvalidContent>,
     ) -> Result<Option<Arc<Self>>, ReloadError> {
         let (Some(certificate), Some(key)) = (&config.certificate, &config.key) else { return Ok(None) };
@@ -82,14 +100,9 @@ impl Certificate {
         let mut files = vec![file(certificate, false), file(key, true)];
         files.extend(config.client_ca.as_deref().map(|path| file(path, false)));
         let files = Reloaded::load(section, files, parse).await?;
-        Ok(Some(Arc::new(Self { section, files, expiry: Gauge::default(), warned: Mutex::default() })))
-    }
-
-    /// Registers when it expires.
-    pub(crate) fn register(&self, registry: &mut Registry, metric: &'static str) {
-        let help = format!("When the certificate of {} expires, in seconds since 1970", self.section);
-        registry.register(metric, help, self.expiry.clone());
-        self.note_validity();
+        let certificate = Self { section, files, expiry: expiry.clone(), warned: Mutex::default() };
+        certificate.note_validity();
+        Ok(Some(Arc::new(certificate)))
     }
 
     /// Looks at the files, if that is due, and at the clock. Logs what becomes of the certificate.
@@ -114,7 +127,8 @@ impl Certificate {
         let acceptor = self.files.last();
         let certificate = acceptor.context().certificate()?;
         let validity = Validity::of(certificate, SystemTime::now()).ok()?;
-        self.expiry.set(expiry(certificate)?.try_into().ok()?);
+        let label = SectionLabel { section: self.section.trim_matches(['[', ']']) };
+        self.expiry.at.get_or_create(&label).set(expiry(certificate)?.try_into().ok()?);
         Some(format!("the certificate of `{}`: {}", self.section, validity.problem()?))
     }
 }

@@ -1,17 +1,19 @@
 //! `/metrics` as Prometheus reads it: its formats, and every query of dashboard and alerts.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use serde_json::{Value, json};
 
 use super::promql::needs;
 use super::{deployed, halley, read, texts_under, yaml};
+use crate::support::certificates::{Certificate, LONG};
 use crate::support::comet::FakeComet;
 use crate::support::gateway::{Gateway, Plugin, RunningGateway, gateway, quoted};
 use crate::support::kafka::kafka;
 use crate::support::prometheus::PrometheusTools;
 use crate::support::redis::Redis;
-use crate::support::{PATIENCE, eventually, eventually_eq, repository};
+use crate::support::{PATIENCE, eventually, eventually_eq, folder, repository};
 
 /// Labels that Prometheus adds, or that alerts have.
 const ADDED: [&str; 5] = ["job", "instance", "alertname", "alertstate", "severity"];
@@ -58,9 +60,11 @@ fn series(exposition: &str) -> BTreeMap<String, BTreeSet<String>> {
     all
 }
 
-/// A gateway with everything that has metrics: Redis, comets, a policy that fails, and an archive whose database is
+/// A gateway with everything that has metrics: Redis, comets, a certificate, a policy that fails, and an archive whose database is
 /// away.
-async fn everything(topic: &str, redis: &Redis, comet: &FakeComet) -> Gateway {
+async fn everything(topic: &str, redis: &Redis, comet: &FakeComet, files: &Path) -> Gateway {
+    Certificate::authority_for("api", LONG).write(files, "api");
+    let file = |name: &str| quoted(&files.join(name).display().to_string());
     for suffix in ["dead-letter", "offline", "archive"] {
         kafka().create_topic(&format!("{topic}.{suffix}"), 1).await;
     }
@@ -78,6 +82,8 @@ async fn everything(topic: &str, redis: &Redis, comet: &FakeComet) -> Gateway {
         .set("archive", "group", quoted(&format!("{topic}-archive")))
         .set("archive", "url", quoted("mysql://nobody@127.0.0.1:1/halley"))
         .set("api", "listen", quoted("127.0.0.1:0"))
+        .set("api.tls", "certificate", file("api.pem"))
+        .set("api.tls", "key", file("api.key"))
         .set("offline", "replay", quoted("keyspace-events"))
 }
 
@@ -97,7 +103,8 @@ async fn every_query_finds_its_metrics_in_a_real_prometheus() {
         return;
     }
     let topic = kafka().topic("queries", 1).await;
-    let gateway = everything(&topic, &redis, &comet).await.start().await;
+    let files = folder("metrics");
+    let gateway = everything(&topic, &redis, &comet, files.path()).await.start().await;
     let server = tools.start(gateway.admin(), &deployed("prometheus/alerts.yaml")).await;
     use_everything(&gateway, &topic).await;
     stand_still(&gateway, &mut redis, &topic).await;
@@ -179,7 +186,8 @@ async fn stand_still(gateway: &RunningGateway, redis: &mut Redis, topic: &str) {
 async fn both_formats_say_the_same_and_promtool_is_content() {
     let topic = kafka().topic("formats", 1).await;
     let (redis, comet) = (Redis::start().await, FakeComet::start().await);
-    let gateway = everything(&topic, &redis, &comet).await.start().await;
+    let files = folder("metrics");
+    let gateway = everything(&topic, &redis, &comet, files.path()).await.start().await;
     use_everything(&gateway, &topic).await;
     let ask = async |accept: &str| gateway.send("GET", "/metrics", &[("Accept", accept)], &[]).await;
     let (open, text) = (ask("application/openmetrics-text; version=1.0.0").await, ask("text/plain").await);
@@ -269,7 +277,8 @@ fn documented(page: &str) -> Vec<(String, bool)> {
 async fn documented_metrics_exist_from_the_start_or_say_so() {
     let topic = kafka().topic("documented", 1).await;
     let (redis, comet) = (Redis::start().await, FakeComet::start().await);
-    let gateway = everything(&topic, &redis, &comet).await.start().await;
+    let files = folder("metrics");
+    let gateway = everything(&topic, &redis, &comet, files.path()).await.start().await;
     // Partitions are assigned, and nothing else has happened.
     let assigned = async || {
         let exported = series(&gateway.get("/metrics").await.body);

@@ -136,7 +136,10 @@ async fn tls_certificates_are_replaced_without_a_restart() {
     certificate(files.path(), "fourth", (-1, 20));
     let is_told = async || warned().await.contains("within 30 days; renew it").then_some(());
     eventually("a warning of the end", PATIENCE, is_told).await;
-    let until = gateway.metric("halley_api_certificate_expiry_timestamp_seconds").await.expect("a metric");
+    let until = gateway
+        .metric(r#"halley_certificate_expiry_timestamp_seconds{section="api.tls"}"#)
+        .await
+        .expect("a metric");
     let days = (until - now()) / 86_400.0;
     assert!((19.0..20.1).contains(&days), "{days} days");
 }
