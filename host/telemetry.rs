@@ -21,6 +21,8 @@ use prometheus_client::metrics::histogram::exponential_buckets;
 use smart_default::SmartDefault;
 use tracing_subscriber::EnvFilter;
 
+use crate::mistake::{Mistake, mistake};
+
 pub use fields::Fields;
 pub(crate) use metrics::{Label, at_zero, label_enum, metrics};
 pub(crate) use prometheus_client::encoding::EncodeLabelSet;
@@ -71,11 +73,12 @@ pub enum Format {
 
 impl Config {
     /// Mistakes in the values, one sentence each.
-    pub fn validate(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<Mistake> {
         match self.filter() {
             Ok(_) => Vec::new(),
-            Err(error) => vec![format!(
-                "`log.level` is `{}`: {error}; use error, warn, info, debug or trace",
+            Err(error) => vec![mistake!(
+                "log.level",
+                "is `{}`: {error}; use error, warn, info, debug or trace",
                 self.level
             )],
         }
@@ -181,10 +184,10 @@ mod tests {
 
     #[test]
     fn an_unknown_level_is_reported() {
-        assert_eq!(Config::default().validate(), Vec::<String>::new());
+        assert_eq!(Config::default().validate(), []);
         let odd = Config { level: "halley=loud".into(), ..Config::default() };
-        assert!(odd.validate()[0].contains("halley=loud"), "{:?}", odd.validate());
+        assert!(odd.validate()[0].text.contains("halley=loud"), "{:?}", odd.validate());
         let mistyped = Config { level: "inof".into(), ..Config::default() };
-        assert!(mistyped.validate()[0].contains("`inof`: no such level"), "{:?}", mistyped.validate());
+        assert!(mistyped.validate()[0].text.contains("`inof`: no such level"), "{:?}", mistyped.validate());
     }
 }

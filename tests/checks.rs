@@ -3,7 +3,7 @@
 
 use std::process::{Command, Output};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::certificates::{Certificate, EXPIRED, LONG, VALID};
 use crate::support::collector::Collector;
@@ -41,6 +41,18 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[kafka]\ndead_letter_topic = \"\"", "`kafka.dead_letter_topic` is empty"),
     ("[kafka]\ndead_letter_topic = \"dead letters\"", "`dead letters` is not a valid topic name"),
     ("[kafka]\ntopics = [\"^push[\"]", "`kafka.topics` [\"^push[\"]"),
+    ("[kafka]\ngroup = \"\"", "`kafka.group` is empty"),
+    ("[kafka]\nsession_timeout = \"1ms\"", "`kafka.session_timeout` must be 1s to 300s"),
+    ("[policies]\ndirectory = 5\nstate_dir = \"state\"", "`policies.directory` is `5`; expected a string"),
+    ("[policies]\ndirectory = \"missing\"", "[policies] directory missing cannot be read"),
+    (
+        "[admin]\nlisten = \"0.0.0.0:9093\"\n[api]\nlisten = \"127.0.0.1:9093\"",
+        "`api.listen` is `127.0.0.1:9093`, which `admin.listen` (`0.0.0.0:9093`) takes already",
+    ),
+    (
+        "[admin]\nprobe_listen = \"localhost:9093\"",
+        "`admin.probe_listen` is `localhost:9093`, which `admin.listen` (`127.0.0.1:9093`) takes already",
+    ),
     (
         "[kafka.properties]\n\"max.poll.interval.ms\" = \"1000\"",
         "`max.poll.interval.ms`must be >= `session.timeout.ms`",
@@ -107,10 +119,17 @@ fn settings_of_plugins_are_checked_key_by_key() {
         "config.maks: unknown key; the keys are `action`, `ignore_case`, `mask`,",
         "plugin `rules` (",
         "config.rules[0].action: expected one of `store`, `notify`, `drop`, and is \"keep\"",
-        "2 mistakes found",
+        "halley.toml:6: plugin `words`",
+        "halley.toml:7: plugin `words`",
+        "halley.toml:12: plugin `rules`",
+        "3 mistakes found",
     ] {
         assert!(said.contains(violation), "`{violation}` is not in\n{said}");
     }
+    // A mistake in another key hides no setting.
+    let (_, said) =
+        check(&with("mask = \"**\"", "drop").replace("name = \"words\"", "name = \"w w\""), &[], &[]);
+    assert!(said.contains("config.mask: must have") && said.contains("2 mistakes found"), "{said}");
     let (code, said) = check(&with("mask = \"*\"", "drop"), &[], &[]);
     assert_eq!(code, Some(0), "{said}");
 }
@@ -124,10 +143,17 @@ fn every_mistake_is_named_before_anything_starts() {
             said.contains(expected) && said.contains("1 mistake found in ./halley.toml"),
             "{toml}\n{said}"
         );
+        let line =
+            said.split_once("halley.toml:").and_then(|(_, rest)| rest.split_once(": ")?.0.parse().ok());
+        assert!(line.is_some_and(|line: usize| line <= toml.lines().count()), "no line: {toml}\n{said}");
         assert!(!said.contains("hunter2"), "{toml}\n{said}");
     }
     let (code, said) = check("", &[], &[("HALLEY_ADMIN_TOKEN", "short")]);
-    assert!(code == Some(2) && said.contains("HALLEY_ADMIN_TOKEN has fewer than 16"), "{said}");
+    assert!(
+        code == Some(2)
+            && said.contains("environment variable HALLEY_ADMIN_TOKEN: HALLEY_ADMIN_TOKEN has fewer than 16"),
+        "{said}"
+    );
     let (code, said) =
         check("", &[], &[("HALLEY__KAFKA__PROPERTIES", "{ \"sasl.passwrod\" = \"hunter2\" }")]);
     assert!(code == Some(2) && said.contains("sasl.passwrod") && !said.contains("hunter2"), "{said}");
@@ -178,6 +204,39 @@ fn check_says_which_file_it_saw() {
     assert!(said(&[], &[("HALLEY_CONFIG", "other.toml")]).starts_with("configuration (other.toml)"));
     let named = said(&["--config", "halley.toml"], &[("HALLEY_CONFIG", "other.toml")]);
     assert!(named.starts_with("configuration (halley.toml)"), "{named}");
+}
+
+#[test]
+fn no_mistake_hides_another_in_a_plugin() {
+    let toml = "[[plugin]]\nname = \"a b\"\npath = \"missing.wasm\"\nmemory = \"1B\"\n\
+                [[plugin]]\nname = \"c\"\npath = \"missing.wasm\"\non_error = \"explode\"\n\
+                [[plugin]]\nname = \"c\"\npath = \"gone.wasm\"\n";
+    let (code, said) = check(toml, &["--json"], &[]);
+    assert_eq!(code, Some(2), "{said}");
+    let report: Value = serde_json::from_str(&said).expect("JSON");
+    let mistakes = report["mistakes"].as_array().expect("a list");
+    for (line, key, text) in [
+        (2, json!(["plugin", "0", "name"]), "`name` must be 1 to 64 letters"),
+        (3, json!(["plugin", "0", "path"]), "cannot be read"),
+        (4, json!(["plugin", "0", "memory"]), "`memory` must be 64KiB"),
+        (7, json!(["plugin", "1", "path"]), "cannot be read"),
+        (8, json!(["plugin", "1", "on_error"]), "`on_error` of plugin `c` is \"explode\"; expected `pass`"),
+        (10, json!(["plugin", "2", "name"]), "has the name of an earlier plugin"),
+        (11, json!(["plugin", "2", "path"]), "cannot be read"),
+    ] {
+        let is_it = |it: &&Value| {
+            it["line"] == line && it["key"] == key && it["text"].as_str().is_some_and(|it| it.contains(text))
+        };
+        assert_eq!(mistakes.iter().filter(is_it).count(), 1, "{line}: {text}: {report:#}");
+    }
+    assert_eq!(mistakes.len(), 7, "{report:#}");
+}
+
+#[test]
+fn an_archive_without_a_database_is_a_warning() {
+    let (code, said) = check("[archive]\nenabled = true", &[], &[]);
+    let expected = "halley.toml:2: `archive.enabled` is true, but `archive.url` is not set";
+    assert!(code == Some(0) && said.contains(expected), "{said}");
 }
 
 #[test]
@@ -295,8 +354,13 @@ async fn a_group_of_the_next_generation_delivers() {
     let taken = comet.address().to_string();
     let (_, found) = connect(gateway(&topic).set("admin", "probe_listen", quoted(&taken))).await;
     let probes = found.iter().find(|(subject, ..)| *subject == format!("admin listener for probes {taken}"));
-    let told = probes.is_some_and(|(_, ok, text)| !*ok && text.contains("check `[admin] probe_listen`"));
+    let told = probes.is_some_and(|(_, ok, text)| !*ok && text.contains("check `admin.probe_listen`"));
     assert!(told, "{found:#?}");
+    // So is the API's.
+    let api = gateway(&topic).set("api", "listen", quoted(&taken));
+    let (code, found) = connect(api).await;
+    let api = found.iter().find(|(subject, ..)| *subject == format!("API listener {taken}"));
+    assert!(code == Some(1) && api.is_some_and(|(_, ok, _)| !ok), "{found:#?}");
     assert!(running.sigterm().await.success());
 }
 

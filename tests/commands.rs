@@ -143,7 +143,7 @@ fn check_names_every_mistake_with_its_place() {
     let said = stderr(&checked);
     for expected in [
         &format!("{file}:2"),
-        "`kafka.brokerz`: unknown field",
+        "`kafka.brokerz`: unknown key",
         &format!("{file}:5"),
         "plugin `gone`",
         "3 mistakes",

@@ -22,7 +22,8 @@ use axum::response::Response;
 use tracing::info;
 
 use crate::admin::tokens::{Grant, Role, TokenError, TokenFiles, TokenSet};
-use crate::config::admin::{Config, host_of};
+use crate::config::admin::Config;
+use crate::config::listen::host_of;
 use crate::http_server::denied::{AccessDenied, TokenAttempts};
 use crate::http_server::host::AllowedHosts;
 use crate::http_server::peer::{ClientName, Peer};

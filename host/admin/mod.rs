@@ -156,7 +156,7 @@ fn watch_files(
         loop {
             let config = config.clone();
             let read = run_blocking("reading the tokens", move || config.token_problems()).await;
-            *problem.lock() = read.unwrap_or_default().into_iter().next();
+            *problem.lock() = read.unwrap_or_default().into_iter().next().map(|problem| problem.text);
             if let Some(certificate) = &certificate {
                 certificate.look().await;
             }

@@ -17,6 +17,7 @@ use crate::blocking::{EndedEarly, run_blocking};
 use crate::config::admin::Config;
 use crate::files::{self, ReadError};
 use crate::http_server::token::TokenDigest;
+use crate::mistake::Mistake;
 
 /// What a token permits. Each role includes reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
@@ -75,9 +76,10 @@ pub(super) enum TokenError {
 impl Config {
     /// The problems of the tokens. Not a part of [`Config::validate`]: tokens may be created and
     /// changed while the gateway runs, which only refuses requests meanwhile.
-    pub fn token_problems(&self) -> Vec<String> {
-        let wrong =
-            |(source, file): (TokenSource, Option<&Path>)| Some(read(source, file).err()?.to_string());
+    pub fn token_problems(&self) -> Vec<Mistake> {
+        let wrong = |(source, file): (TokenSource, Option<&Path>)| {
+            Some(Mistake::about(source.key, read(source, file).err()?))
+        };
         self.token_files().into_iter().filter_map(wrong).collect()
     }
 

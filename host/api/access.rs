@@ -16,8 +16,8 @@ use tonic::Status;
 
 use crate::api::error::ApiError;
 use crate::api::tokens::{Grant, TokenFile};
-use crate::config::admin::host_of;
 use crate::config::api::Config;
+use crate::config::listen::host_of;
 use crate::http_server::denied::{AccessDenied, TokenAttempts};
 use crate::http_server::host::AllowedHosts;
 use crate::http_server::peer::{ClientName, Peer};

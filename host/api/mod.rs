@@ -37,6 +37,7 @@ use crate::http_server::listener;
 use crate::http_server::refusals::Refusals;
 use crate::http_server::serve::Server;
 use crate::http_server::tls::{Certificate, CertificateExpiry};
+use crate::mistake::Mistake;
 use crate::reloaded;
 use access::AccessControl;
 use service::{InboxService, Metrics};
@@ -97,9 +98,9 @@ impl Api {
 }
 
 /// Why the tokens cannot be used, if any are configured. Reads their file.
-pub fn token_problem(config: &Config) -> Option<String> {
+pub fn token_problem(config: &Config) -> Option<Mistake> {
     config.listen.as_ref()?;
-    TokenFile::load(config.token_file.clone()).err().map(|why| why.to_string())
+    TokenFile::load(config.token_file.clone()).err().map(|why| Mistake::about("api.token_file", why))
 }
 
 /// Looks at certificate and tokens also while nobody connects: readiness warns while they cannot be used.

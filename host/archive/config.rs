@@ -7,6 +7,7 @@ use smart_default::SmartDefault;
 use sqlx::mysql::MySqlConnectOptions;
 
 use crate::kafka::topic_problem;
+use crate::mistake::{Mistake, mistake};
 use crate::schema;
 
 /// The `[archive]` section.
@@ -100,25 +101,25 @@ impl Config {
     }
 
     /// Mistakes in the values, one sentence each.
-    pub fn validate(&self) -> Vec<String> {
-        let mut problems: Vec<String> = topic_problem("archive.topic", &self.topic).into_iter().collect();
+    pub fn validate(&self) -> Vec<Mistake> {
+        let mut problems = Vec::from_iter(topic_problem("archive.topic", &self.topic));
         if self.group.is_empty() {
             problems
-                .push("`archive.group` is empty; archivers that share the topic share a group".to_owned());
+                .push(mistake!("archive.group", "is empty; archivers that share the topic share a group"));
         }
         if self.has_database() {
-            problems.extend(self.connect_options().err().map(|error| error.to_string()));
+            problems.extend(self.connect_options().err().map(|error| Mistake::about("archive.url", error)));
         }
         if self.retention < DAY {
-            problems.push("`archive.retention` must be at least 1day: whole days are dropped".to_owned());
+            problems.push(mistake!("archive.retention", "must be at least 1day: whole days are dropped"));
         }
         if self.max_rows == 0 {
-            problems.push("`archive.max_rows` is 0; it must be at least 1".to_owned());
+            problems.push(mistake!("archive.max_rows", "is 0; it must be at least 1"));
         }
         for (key, value) in [("connect_timeout", self.connect_timeout), ("write_timeout", self.write_timeout)]
         {
             if value.is_zero() {
-                problems.push(format!("`archive.{key}` is zero; nothing would ever be written"));
+                problems.push(mistake!("archive.{key}", "is zero; nothing would ever be written"));
             }
         }
         problems
@@ -134,8 +135,8 @@ mod tests {
 
     #[test]
     fn mistakes_are_named_and_passwords_are_not() {
-        assert_eq!(Config::default().validate(), [""; 0]);
-        let with = |url: &str| Config { url: url.to_owned(), ..Config::default() }.validate().join(" ");
+        assert_eq!(Config::default().validate(), []);
+        let with = |url: &str| Config { url: url.to_owned(), ..Config::default() }.validate()[0].text.clone();
         for (url, expected) in [
             ("postgres://ann:hunter2@db/halley", "expected mysql://"),
             ("mysql://ann:hunter2@db:port/halley", "expected mysql://"),
@@ -147,7 +148,7 @@ mod tests {
             assert!(problems.contains(expected) && !problems.contains("hunter2"), "{url}: {problems}");
         }
         let secret = Config { url: "mysql://ann:hunter2@db/halley".into(), ..Config::default() };
-        assert_eq!(secret.validate(), [""; 0]);
+        assert_eq!(secret.validate(), []);
         assert!(!format!("{secret:?}").contains("hunter2"));
         let odd = Config { max_rows: 0, retention: DAY / 2, topic: "a b".into(), ..Config::default() };
         assert_eq!(odd.validate().len(), 3, "{:?}", odd.validate());

@@ -15,6 +15,7 @@ use crate::blocking::run_blocking;
 use crate::cli::service_manager::ServiceManager;
 use crate::cli::signals::{SIGNAL_DEBOUNCE, Signals};
 use crate::cli::{ConfigArgs, EXIT_FAILURE, EXIT_SUCCESS, runtime, usage};
+use crate::config::listen::port_of;
 use crate::config::{Config, ConfigError, ConfigErrors, ConfigReport};
 use crate::consumer::StopOutcome;
 use crate::gateway::Gateway;
@@ -44,7 +45,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     let file = args.config.file();
-    let ConfigReport { mut config, mistakes, warnings } = Config::inspect(file.as_deref());
+    let ConfigReport { mut config, mistakes, warnings, .. } = Config::inspect(file.as_deref());
     if !mistakes.is_empty() {
         return usage(&format!(
             "invalid configuration ({}); `halley check` also checks the plugins\n{}",
@@ -73,7 +74,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         "halley {}",
         env!("CARGO_PKG_VERSION")
     );
-    for ConfigError { place, text } in &warnings {
+    for ConfigError { place, text, .. } in &warnings {
         warn!(place, "configuration: {text}");
     }
     for problem in config.admin.token_problems() {
@@ -117,8 +118,7 @@ fn raise_limit_on_files() {
 fn allowed(config: &Config) -> sandbox::SandboxRules {
     let mut writable: Vec<_> = config.policies.state_dir.iter().cloned().collect();
     writable.extend(config.admin.socket_folders());
-    let mut ports = config.admin.ports();
-    ports.extend(config.api.port());
+    let ports = config.listeners().into_iter().filter_map(|(_, listen)| port_of(listen)).collect();
     sandbox::SandboxRules { writable, ports }
 }
 

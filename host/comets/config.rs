@@ -12,6 +12,7 @@ use super::limits::TableLimits;
 use super::tls;
 use super::wire::Dialect;
 use crate::message::Address;
+use crate::mistake::{Mistake, mistake};
 use crate::schema;
 
 /// Messages that wait to be merged are not delivered meanwhile.
@@ -147,20 +148,20 @@ impl Config {
     }
 
     /// Mistakes in the values, one sentence each.
-    pub fn validate(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<Mistake> {
         let mut problems = Vec::new();
         if self.merge_window > MAX_MERGE_WINDOW {
-            problems.push(format!("`comets.merge_window` is longer than {MAX_MERGE_WINDOW:?}"));
+            problems.push(mistake!("comets.merge_window", "is longer than {MAX_MERGE_WINDOW:?}"));
         }
         let counts = [("queue", self.queue), ("max_comets", self.max_comets), ("max_named", self.max_named)];
         for (name, value) in counts.into_iter().chain([("breaker_failures", self.breaker_failures as usize)])
         {
             if value == 0 {
-                problems.push(format!("`comets.{name}` is 0; use at least 1"));
+                problems.push(mistake!("comets.{name}", "is 0; use at least 1"));
             }
         }
         if self.max_pending_bytes.as_u64() == 0 {
-            problems.push("`comets.max_pending_bytes` is 0; use a size such as \"256MiB\"".into());
+            problems.push(mistake!("comets.max_pending_bytes", "is 0; use a size such as \"256MiB\""));
         }
         let durations = [
             ("stale_after", self.stale_after),
@@ -172,29 +173,36 @@ impl Config {
         ];
         for (name, duration) in durations {
             if duration.is_zero() {
-                problems.push(format!("`comets.{name}` is zero; use a duration such as \"1s\""));
+                problems.push(mistake!("comets.{name}", "is zero; use a duration such as \"1s\""));
             }
         }
         if self.breaker_open_max < self.breaker_open {
-            problems.push("`comets.breaker_open_max` is below `comets.breaker_open`".into());
+            problems.push(
+                mistake!("comets.breaker_open_max", "is below `comets.breaker_open`")
+                    .and("comets.breaker_open"),
+            );
         }
         if self.retention > Duration::from_secs(30 * 24 * 3600) {
-            problems.push("`comets.retention` is longer than 30 days".into());
+            problems.push(mistake!("comets.retention", "is longer than 30 days"));
         }
         if self.retention < self.stale_after {
-            problems.push("`comets.retention` is shorter than `comets.stale_after`".into());
+            problems.push(
+                mistake!("comets.retention", "is shorter than `comets.stale_after`")
+                    .and("comets.stale_after"),
+            );
         }
         problems.extend(self.discovery.validate());
         problems.extend(self.tls.validate());
         let allow = AllowList::parse(self.allow.as_deref().unwrap_or_default());
         let wrong = allow.err().into_iter().flatten();
-        problems.extend(wrong.map(|why| format!("`comets.allow`: {why}")));
-        for node in &self.nodes {
-            problems.extend(Address::parse(node).err().map(|error| format!("`comets.nodes`: {error}")));
+        problems.extend(wrong.map(|why| mistake!("comets.allow", ": {why}")));
+        for (at, node) in self.nodes.iter().enumerate() {
+            let error = Address::parse(node).err();
+            problems.extend(error.map(|error| mistake!("comets.nodes", ": {error}").at(at)));
         }
         for (name, address) in &self.addresses {
             let error = Address::parse(address).err();
-            problems.extend(error.map(|error| format!("`comets.addresses.{name}`: {error}")));
+            problems.extend(error.map(|error| mistake!("comets.addresses", ": `{name}`: {error}").at(name)));
         }
         problems
     }
@@ -236,7 +244,7 @@ mod tests {
 
     #[test]
     fn the_default_is_sound() {
-        assert_eq!(Config::default().validate(), Vec::<String>::new());
+        assert_eq!(Config::default().validate(), []);
     }
 
     #[test]
@@ -252,7 +260,7 @@ mod tests {
         let problems = config.validate();
         assert_eq!(problems.len(), 5, "{problems:#?}");
         assert!(
-            problems[3].contains("comet-2") && problems[4].contains("comets.addresses.edge"),
+            problems[3].text.contains("comet-2") && problems[4].text.contains("comets.addresses`: `edge`"),
             "{problems:#?}"
         );
     }

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use tokio_openssl::SslStream;
 
 use crate::message::Address;
+use crate::mistake::{Mistake, mistake};
 use crate::reloaded::{InvalidContent, ReloadError, Reloaded, SourceFile};
 use crate::tls::expiry::Validity;
 use crate::tls::pem;
@@ -38,10 +39,11 @@ pub struct Config {
 
 impl Config {
     /// Mistakes in the values, one sentence each.
-    pub(super) fn validate(&self) -> Vec<String> {
+    pub(super) fn validate(&self) -> Vec<Mistake> {
         let is_half = self.certificate.is_some() != self.key.is_some();
-        let half =
-            is_half.then(|| "`comets.tls.certificate` and `comets.tls.key` need each other".to_owned());
+        let half = is_half.then(|| {
+            mistake!("comets.tls.certificate", "and `comets.tls.key` need each other").and("comets.tls.key")
+        });
         half.into_iter().collect()
     }
 

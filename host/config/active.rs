@@ -5,7 +5,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::config::Config;
-use crate::config::load::{ValueOrigins, names_secret};
+use crate::config::environment;
+use crate::config::load::{load, names_secret};
 
 /// The value of one key.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -28,7 +29,7 @@ impl Config {
     /// # Errors
     /// Never in practice: every configuration can be written as JSON.
     pub fn active_values(&self, file: Option<&Path>) -> Result<Vec<ActiveValue>, serde_json::Error> {
-        let origins = ValueOrigins::read(file);
+        let origins = load(file, environment::variables()).origins;
         let mut values = Vec::new();
         walk(Vec::new(), serde_json::to_value(self)?, &mut |key, value| {
             let source = origins.of(&key);

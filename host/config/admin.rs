@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use smart_default::SmartDefault;
 
+use crate::config::listen::{host_of, is_loopback};
+use crate::mistake::{Mistake, mistake};
 use crate::tls::ListenerConfig;
 
 /// `[admin]`: the admin listener.
@@ -81,6 +83,9 @@ impl From<Socket> for String {
     }
 }
 
+/// Environment variables with a token, and the keys that they take precedence over.
+pub(crate) const TOKEN_VARIABLES: [(&str, &str); 2] =
+    [("HALLEY_ADMIN_TOKEN", "token_file"), ("HALLEY_ADMIN_READ_TOKEN", "read_token_file")];
 /// With fewer, a second client would get none.
 const FEWEST_CONNECTIONS: usize = 8;
 /// The limit of `sockaddr_un` on a path.
@@ -88,20 +93,23 @@ const LONGEST_SOCKET: usize = 107;
 
 impl Config {
     /// Mistakes in the values, one sentence each.
-    pub fn validate(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<Mistake> {
         let mut problems = Vec::new();
         let listeners = [("listen", Some(&self.listen)), ("probe_listen", self.probe_listen.as_ref())];
         for (key, listen) in listeners.into_iter().filter_map(|(key, listen)| Some((key, listen?))) {
             if host_of(listen).is_none() {
-                problems
-                    .push(format!("`admin.{key}` is `{listen}`; expected host:port, such as 127.0.0.1:9093"));
+                problems.push(mistake!(
+                    "admin.{key}",
+                    "is `{listen}`; expected host:port, such as 127.0.0.1:9093"
+                ));
             }
         }
         if let Socket::At(path) = &self.socket {
             let length = path.as_os_str().len();
             if length == 0 || length > LONGEST_SOCKET {
-                problems.push(format!(
-                    "`admin.socket` has {length} bytes; expected `auto`, `off`, or a path of 1 to {LONGEST_SOCKET} bytes"
+                problems.push(mistake!(
+                    "admin.socket",
+                    "has {length} bytes; expected `auto`, `off`, or a path of 1 to {LONGEST_SOCKET} bytes"
                 ));
             }
         }
@@ -111,24 +119,18 @@ impl Config {
     }
 
     /// Valid values that are probably not intended.
-    pub fn warnings(&self) -> Vec<String> {
-        let variables = ["HALLEY_ADMIN_TOKEN", "HALLEY_ADMIN_READ_TOKEN"];
+    pub fn warnings(&self) -> Vec<Mistake> {
         let has_tokens = self.token_file.is_some()
             || self.read_token_file.is_some()
-            || variables.iter().any(|variable| std::env::var_os(variable).is_some());
+            || TOKEN_VARIABLES.iter().any(|(variable, _)| std::env::var_os(variable).is_some());
         let is_reached = host_of(&self.listen).is_some_and(|host| !is_loopback(host));
         if !is_reached || !has_tokens || self.tls.is_enabled() {
             return Vec::new();
         }
-        vec![
-            "`admin.listen` is reached by other machines without TLS: tokens travel in the clear, and anyone who reads one can use it; set `admin.tls.certificate` and `admin.tls.key`, or let a mesh encrypt".to_owned(),
-        ]
-    }
-
-    /// The TCP ports of the listeners.
-    pub fn ports(&self) -> Vec<u16> {
-        let listeners = [Some(&self.listen), self.probe_listen.as_ref()].into_iter().flatten();
-        listeners.filter_map(|listen| listen.rsplit_once(':')?.1.parse().ok()).collect()
+        vec![mistake!(
+            "admin.listen",
+            "is reached by other machines without TLS: tokens travel in the clear, and anyone who reads one can use it; set `admin.tls.certificate` and `admin.tls.key`, or let a mesh encrypt"
+        )]
     }
 
     /// Resolves relative paths against this directory.
@@ -150,34 +152,23 @@ pub(super) fn listener_problems(
     section: &str,
     allowed_hosts: &[String],
     max_connections: usize,
-) -> Vec<String> {
+) -> Vec<Mistake> {
     let is_name = |host: &str| host.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
     let wrong = allowed_hosts.iter().filter(|host| host.is_empty() || !is_name(host));
     let problem = |host| {
-        format!(
-            "`{section}.allowed_hosts` has `{host}`; expected a name without scheme, port or wildcard, such as halley.example.com"
+        mistake!(
+            "{section}.allowed_hosts",
+            "has `{host}`; expected a name without scheme, port or wildcard, such as halley.example.com"
         )
     };
     let mut problems: Vec<_> = wrong.map(problem).collect();
     if max_connections < FEWEST_CONNECTIONS {
-        problems.push(format!(
-            "`{section}.max_connections` is {max_connections}; it must be at least {FEWEST_CONNECTIONS}"
+        problems.push(mistake!(
+            "{section}.max_connections",
+            "is {max_connections}; it must be at least {FEWEST_CONNECTIONS}"
         ));
     }
     problems
-}
-
-/// The host in `host:port`; `None` for any other form.
-pub(crate) fn host_of(listen: &str) -> Option<&str> {
-    let (host, port) = listen.rsplit_once(':')?;
-    port.parse::<u16>().ok().filter(|_| !host.is_empty())?;
-    Some(host)
-}
-
-/// Whether this host of a listener is reached from this machine only.
-pub(super) fn is_loopback(host: &str) -> bool {
-    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    host == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// The folder of a socket.
@@ -191,7 +182,7 @@ mod tests {
 
     #[test]
     fn mistakes_are_named_with_their_key() {
-        assert_eq!(Config::default().validate(), Vec::<String>::new());
+        assert_eq!(Config::default().validate(), []);
         let wrong = Config {
             listen: "9093".into(),
             probe_listen: Some("[::1]".into()),
@@ -213,7 +204,7 @@ mod tests {
         ];
         assert_eq!(problems.len(), keys.len(), "{problems:#?}");
         for (problem, key) in problems.iter().zip(keys) {
-            assert!(problem.starts_with(&format!("`admin.{key}`")), "{problem}");
+            assert!(problem.text.starts_with(&format!("`admin.{key}`")), "{problem}");
         }
     }
 
@@ -224,7 +215,7 @@ mod tests {
             token_file: Some("token".into()),
             ..Config::default()
         };
-        assert!(open().warnings()[0].contains("tokens travel in the clear"), "{:?}", open().warnings());
+        assert!(open().warnings()[0].text.contains("tokens travel in the clear"), "{:?}", open().warnings());
         let local = Config { listen: "127.0.0.1:9093".into(), ..open() };
         let (certificate, key) = (Some("tls.crt".into()), Some("tls.key".into()));
         let tls = Config { tls: ListenerConfig { certificate, key, client_ca: None }, ..open() };

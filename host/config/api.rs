@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use smart_default::SmartDefault;
 
-use super::admin::{host_of, is_loopback, listener_problems};
+use super::admin::listener_problems;
+use super::listen::{host_of, is_loopback};
+use crate::mistake::{Mistake, mistake};
 use crate::tls::ListenerConfig;
 
 /// `[api]`: the API for comets and backends, over gRPC and HTTP.
@@ -31,14 +33,18 @@ pub struct Config {
 
 impl Config {
     /// Mistakes in the values, one sentence each.
-    pub fn validate(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<Mistake> {
         let mut problems = Vec::new();
         if let Some(listen) = &self.listen {
             match host_of(listen) {
                 None => problems
-                    .push(format!("`api.listen` is `{listen}`; expected host:port, such as 127.0.0.1:9094")),
-                Some(host) if !is_loopback(host) && self.token_file.is_none() => problems.push(format!(
-                    "`api.listen` is `{listen}`, which other machines reach, and `api.token_file` is missing: any client could read all inboxes"
+                    .push(mistake!(
+                        "api.listen",
+                        "is `{listen}`; expected host:port, such as 127.0.0.1:9094"
+                    )),
+                Some(host) if !is_loopback(host) && self.token_file.is_none() => problems.push(mistake!(
+                    "api.listen",
+                    "is `{listen}`, which other machines reach, and `api.token_file` is missing: any client could read all inboxes"
                 )),
                 Some(_) => {}
             }
@@ -49,19 +55,15 @@ impl Config {
     }
 
     /// Valid values that are probably not intended.
-    pub fn warnings(&self) -> Vec<String> {
+    pub fn warnings(&self) -> Vec<Mistake> {
         let Some(host) = self.listen.as_deref().and_then(host_of) else { return Vec::new() };
         if is_loopback(host) || self.tls.is_enabled() {
             return Vec::new();
         }
-        vec![
-            "`api.listen` is reached by other machines without TLS: tokens and messages are readable on the way; set `api.tls.certificate` and `api.tls.key`, or let a mesh encrypt".to_owned(),
-        ]
-    }
-
-    /// The TCP port of the listener.
-    pub fn port(&self) -> Option<u16> {
-        self.listen.as_ref()?.rsplit_once(':')?.1.parse().ok()
+        vec![mistake!(
+            "api.listen",
+            "is reached by other machines without TLS: tokens and messages are readable on the way; set `api.tls.certificate` and `api.tls.key`, or let a mesh encrypt"
+        )]
     }
 
     /// Resolves relative paths against this directory.
@@ -82,8 +84,8 @@ mod tests {
         let config = Config { listen: Some("127.0.0.1:9094".into()), ..Config::default() };
         assert_eq!((config.validate(), config.warnings()), (vec![], vec![]));
         let open = Config { listen: Some("0.0.0.0:9094".into()), ..Config::default() };
-        assert!(open.validate()[0].contains("`api.token_file` is missing"), "{:?}", open.validate());
-        assert!(open.warnings()[0].contains("without TLS"));
+        assert!(open.validate()[0].text.contains("`api.token_file` is missing"), "{:?}", open.validate());
+        assert!(open.warnings()[0].text.contains("without TLS"));
         let wrong = Config {
             listen: Some("9094".into()),
             tls: ListenerConfig { key: Some("key.pem".into()), ..ListenerConfig::default() },
@@ -95,7 +97,7 @@ mod tests {
         let problems = wrong.validate();
         assert_eq!(problems.len(), keys.len(), "{problems:#?}");
         for (problem, key) in problems.iter().zip(keys) {
-            assert!(problem.starts_with(&format!("`api.{key}`")), "{problem}");
+            assert!(problem.text.starts_with(&format!("`api.{key}`")), "{problem}");
         }
     }
 }

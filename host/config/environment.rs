@@ -27,7 +27,7 @@ pub(super) fn variables() -> impl Iterator<Item = (String, String)> {
 /// name variables after services.
 pub(super) fn misspelled_variable(variable: &str) -> Option<ConfigError> {
     let text = format!("is ignored; {}", right_spelling(variable)?);
-    Some(ConfigError { place: format!("environment variable {variable}"), text })
+    Some(ConfigError { place: format!("environment variable {variable}"), line: None, key: Vec::new(), text })
 }
 
 /// The correct spelling of a variable that matches a key except for underscores and case.

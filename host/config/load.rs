@@ -6,14 +6,19 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize as _;
 use serde_path_to_error::Segment;
-use toml::de::{DeTable, DeValue};
-use toml::{Spanned, Table, Value};
+use toml::de::DeTable;
+use toml::{Deserializer, Table, Value};
 
 use crate::config::Config;
+use crate::config::admin::TOKEN_VARIABLES;
 use crate::config::environment::{self, ENVIRONMENT_PREFIX, accepts, unknown_field};
 use crate::config::mistake::{ConfigError, ConfigErrors};
+use crate::config::origins::Origins;
+use crate::config::words::in_toml_words;
 use crate::files;
+use crate::mistake::Mistake;
 
 /// Maximum size of a configuration file, in bytes.
 const LARGEST: u64 = 16 * 1024 * 1024;
@@ -29,6 +34,25 @@ pub struct ConfigReport {
     pub mistakes: Vec<ConfigError>,
     /// Values that work but are probably a mistake.
     pub warnings: Vec<ConfigError>,
+    /// Where its values come from.
+    pub(super) origins: Origins,
+}
+
+impl ConfigReport {
+    /// Adds mistakes that were found later, in the order of their lines. One about a key that is mistaken already, or that was derived
+    /// from such a key, is left out: it may follow from the default in its place.
+    pub fn add(&mut self, found: impl IntoIterator<Item = Mistake>) {
+        let found = self.located(found);
+        self.mistakes.extend(found);
+        self.mistakes.sort_by_key(|mistake| mistake.line);
+    }
+
+    fn located(&self, found: impl IntoIterator<Item = Mistake>) -> Vec<ConfigError> {
+        let overlap = |one: &[String], other: &[String]| one.iter().zip(other).all(|(a, b)| a == b);
+        let is_known = |key: &Vec<String>| self.mistakes.iter().any(|mistake| overlap(key, &mistake.key));
+        let new = found.into_iter().filter(|mistake| !mistake.keys.iter().any(is_known));
+        new.map(|mistake| self.origins.locate(&mistake.keys, mistake.text)).collect()
+    }
 }
 
 impl Config {
@@ -62,83 +86,82 @@ impl Config {
         file: Option<&Path>,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> ConfigReport {
-        let LoadedConfig { mut config, mut mistakes, mut warnings } = load(file, environment);
+        let mut report = load(file, environment);
         let base = file.and_then(Path::parent).map_or_else(PathBuf::new, Path::to_path_buf);
-        config.resolve_paths(&base);
-        let place = name_of(file);
-        let placed = |text| ConfigError { place: place.clone(), text };
-        mistakes.extend(config.validate().into_iter().map(placed));
-        warnings.extend(config.warnings().into_iter().map(placed));
-        ConfigReport { config, mistakes, warnings }
+        report.config.resolve_paths(&base);
+        report.add(report.config.validate());
+        report.add(report.config.contradictions());
+        let warnings = report.located(report.config.warnings());
+        report.warnings.extend(warnings);
+        report
     }
-}
-
-/// What could be read.
-pub(super) struct LoadedConfig {
-    pub(super) config: Config,
-    /// Every mistake found while loading.
-    pub(super) mistakes: Vec<ConfigError>,
-    /// Probable mistakes.
-    pub(super) warnings: Vec<ConfigError>,
-}
-
-/// The name of the configuration: its file, if any.
-pub(super) fn name_of(file: Option<&Path>) -> String {
-    file.map_or_else(|| "configuration".to_owned(), |file| file.display().to_string())
 }
 
 /// Reads a file and applies the environment.
 pub(super) fn load(
     file: Option<&Path>,
     environment: impl IntoIterator<Item = (String, String)>,
-) -> LoadedConfig {
-    let name = name_of(file);
-    let nothing = |text: String| LoadedConfig {
-        config: Config::default(),
-        mistakes: vec![ConfigError { place: name.clone(), text }],
-        warnings: Vec::new(),
+) -> ConfigReport {
+    let mut source = ConfigSource { table: Table::new(), raw: BTreeMap::new(), origins: Origins::new(file) };
+    let read = match file.map(|file| files::read_text(file, LARGEST)) {
+        Some(Ok(text)) => source.read_text(&text).err(),
+        Some(Err(error)) => Some(source.origins.locate(&[], error.to_string())),
+        None => None,
     };
-    let text = match file.map(|file| files::read_text(file, LARGEST)) {
-        Some(Ok(text)) => text,
-        Some(Err(error)) => return nothing(error.to_string()),
-        None => String::new(),
-    };
-    let table: Table = match text.parse() {
-        Ok(table) => table,
-        Err(error) => return nothing(format!("is not valid TOML: {}", syntax(&text, &error))),
-    };
-    let mut source = ConfigSource { name: name.clone(), text: &text, table, variables: BTreeMap::new() };
-    let misspelled_variable = source.overlay(environment);
+    if let Some(unreadable) = read {
+        let (mistakes, warnings) = (vec![unreadable], Vec::new());
+        return ConfigReport { config: Config::default(), mistakes, warnings, origins: source.origins };
+    }
+    let misspelled_variables = source.overlay(environment);
     let mut warnings = source.sizes_without_unit();
-    warnings.extend(misspelled_variable);
+    warnings.extend(misspelled_variables);
     let (config, mistakes) = source.read();
-    LoadedConfig { config, mistakes, warnings }
-}
-
-/// The message and position of a syntax error. The error's own text would quote the line, which may
-/// contain a secret.
-fn syntax(text: &str, error: &toml::de::Error) -> String {
-    let message = error.message().replace('\n', ", ");
-    let Some(before) = error.span().and_then(|span| text.get(..span.start)) else { return message };
-    let line = before.matches('\n').count() + 1;
-    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
-    format!("line {line}, column {column}: {message}")
+    ConfigReport { config, mistakes, warnings, origins: source.origins }
 }
 
 /// The input, and the origin of each value.
-struct ConfigSource<'a> {
-    name: String,
-    text: &'a str,
+struct ConfigSource {
     table: Table,
-    /// Environment variables with their raw text, by the path that they set.
-    variables: BTreeMap<Vec<String>, (String, String)>,
+    /// The raw text of environment variables, by the path that they set.
+    raw: BTreeMap<Vec<String>, String>,
+    origins: Origins,
 }
 
-impl ConfigSource<'_> {
+impl ConfigSource {
+    /// Reads a file's text.
+    ///
+    /// # Errors
+    /// The syntax error.
+    fn read_text(&mut self, text: &str) -> Result<(), ConfigError> {
+        let read = DeTable::parse(text).and_then(|parsed| {
+            self.origins.add_lines(text, parsed.get_ref());
+            Table::deserialize(Deserializer::from(parsed))
+        });
+        self.table = read.map_err(|error| self.syntax(text, &error))?;
+        Ok(())
+    }
+
+    /// A syntax error. Its own text would quote the line, which may contain a secret.
+    fn syntax(&self, text: &str, error: &toml::de::Error) -> ConfigError {
+        let message = error.message().replace('\n', ", ");
+        let Some(before) = error.span().and_then(|span| text.get(..span.start)) else {
+            return self.origins.locate(&[], format!("is not valid TOML: {message}"));
+        };
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+        let text = format!("is not valid TOML: line {line}, column {column}: {message}");
+        let error = self.origins.locate(&[], text);
+        ConfigError { place: format!("{}:{line}", error.place), line: Some(line), ..error }
+    }
+
     /// Applies the environment. Returns the variables that look like misspelled overrides.
     fn overlay(&mut self, environment: impl IntoIterator<Item = (String, String)>) -> Vec<ConfigError> {
         let mut misspelled_variable = Vec::new();
         for (variable, raw) in environment {
+            if let Some((_, key)) = TOKEN_VARIABLES.iter().find(|(name, _)| *name == variable) {
+                self.origins.add_variable(vec!["admin".to_owned(), (*key).to_owned()], variable);
+                continue;
+            }
             let Some(rest) = variable.strip_prefix(ENVIRONMENT_PREFIX) else {
                 misspelled_variable.extend(environment::misspelled_variable(&variable));
                 continue;
@@ -147,7 +170,8 @@ impl ConfigSource<'_> {
             // `5`, `true` and `["a"]` are parsed as TOML, everything else is text.
             let value = format!("v = {raw}").parse::<Table>().ok().and_then(|mut t| t.remove("v"));
             set(&mut self.table, &path, value.unwrap_or_else(|| Value::String(raw.clone())));
-            self.variables.insert(path, (variable, raw));
+            self.raw.insert(path.clone(), raw);
+            self.origins.add_variable(path, variable);
         }
         misspelled_variable
     }
@@ -164,17 +188,17 @@ impl ConfigSource<'_> {
         };
         let warning = |path: Vec<String>| {
             let number = get(&self.table, &path).map(number).unwrap_or_default();
-            let (place, key) = (self.place(&path), path.join("."));
+            let key = self.shown(&path);
             let text = format!(
-                "`{key}` is {number} bytes, because it has no unit; add one, such as \"{number}MiB\", or \"{number}B\" if bytes are intended"
+                "{key} is {number} bytes, because it has no unit; add one, such as \"{number}MiB\", or \"{number}B\" if bytes are intended"
             );
-            ConfigError { place, text }
+            self.origins.locate(&[path], text)
         };
         leaves(&self.table, bare).into_iter().filter(|path| is_size(path)).map(warning).collect()
     }
 
     /// Deserializes repeatedly, each time without the last wrong value.
-    fn read(mut self) -> (Config, Vec<ConfigError>) {
+    fn read(&mut self) -> (Config, Vec<ConfigError>) {
         let mut mistakes = Vec::new();
         while mistakes.len() < MOST_MISTAKES {
             let error = match serde_path_to_error::deserialize(self.table.clone()) {
@@ -182,7 +206,10 @@ impl ConfigSource<'_> {
                 Err(error) => error,
             };
             let mut path = segments(error.path());
-            let text = error.inner().message().to_owned();
+            let text = match get(&self.table, &path) {
+                Some(value) => with_known_words(&path, value, error.inner().message()),
+                None => error.inner().message().to_owned(),
+            };
             if let Some(field) = unknown_field(&text) {
                 if path.last() != Some(&field) {
                     path.push(field);
@@ -192,8 +219,8 @@ impl ConfigSource<'_> {
             }
             let hint = self.hint(&path, &text);
             let text = if holds_secret(&path) { without_value(&text) } else { text };
-            let text = format!("`{}`: {text}{hint}", path.join("."));
-            mistakes.push(ConfigError { place: self.place(&path), text });
+            let text = format!("{}{}{hint}", self.shown(&path), in_toml_words(&text));
+            mistakes.push(self.origins.locate(std::slice::from_ref(&path), text));
             if !remove(&mut self.table, &path) {
                 break;
             }
@@ -204,7 +231,7 @@ impl ConfigSource<'_> {
     /// In the environment, a group named `123` looks like a number; if that is rejected, it is text.
     /// Returns whether there is something new to try.
     fn take_as_text(&mut self, path: &[String]) -> bool {
-        let Some((_, raw)) = self.variables.get(path) else { return false };
+        let Some(raw) = self.raw.get(path) else { return false };
         let text = Value::String(raw.clone());
         if get(&self.table, path) == Some(&text) {
             return false;
@@ -217,8 +244,8 @@ impl ConfigSource<'_> {
     fn hint(&self, path: &[String], message: &str) -> String {
         let is = |what| message.contains(what);
         let property = path.len() > 2 && path[0] == "kafka" && path[1] == "properties";
-        let variable = self.variables.get(path).map(|(variable, _)| variable);
-        let spelling = || variable.and_then(|variable| environment::right_spelling(variable));
+        let variable = self.origins.variable(path);
+        let spelling = || variable.and_then(environment::right_spelling);
         match () {
             () if property && is("invalid type: map") => {
                 "; property names contain dots and need quotes: \"sasl.password\" = \"...\"".into()
@@ -236,22 +263,29 @@ impl ConfigSource<'_> {
         }
     }
 
-    /// The place of a value, which a variable may have set as part of a table or a list.
-    fn origin(&self, path: &[String]) -> String {
-        let outer = (1..=path.len()).map(|length| &path[..length]);
-        let by_variable = outer.rev().find(|outer| self.variables.contains_key(*outer));
-        self.place(by_variable.unwrap_or(path))
+    /// A key in a sentence. Plugins have their names.
+    fn shown(&self, path: &[String]) -> String {
+        let at = match path {
+            [section, at, ..] if section == "plugin" => at.parse::<usize>().ok(),
+            _ => None,
+        };
+        let Some(at) = at else { return format!("`{}`", path.join(".")) };
+        let name = self.table.get("plugin").and_then(|plugins| plugins.get(at)?.get("name")?.as_str());
+        let plugin =
+            name.map_or_else(|| format!("plugin number {}", at + 1), |name| format!("plugin `{name}`"));
+        if path.len() == 2 { plugin } else { format!("`{}` of {plugin}", path[2..].join(".")) }
     }
+}
 
-    fn place(&self, path: &[String]) -> String {
-        if let Some((variable, _)) = self.variables.get(path) {
-            return format!("environment variable {variable}");
-        }
-        match line_of(self.text, path) {
-            Some(line) => format!("{}:{line}", self.name),
-            None => self.name.clone(),
-        }
+/// The message about this value. If it is no text where one of some words is expected, serde does not
+/// name them; as text, it would.
+fn with_known_words(path: &[String], value: &Value, message: &str) -> String {
+    if !message.contains("expected string only") && !message.starts_with("wanted exactly 1 element") {
+        return message.to_owned();
     }
+    let text = serde_json::to_string(value).unwrap_or_default();
+    let refused = accepts(path, Value::String(text)).err();
+    refused.map_or_else(|| message.to_owned(), |error| error.message().to_owned())
 }
 
 /// Whether the value at this path must not be shown: librdkafka's properties and URLs contain
@@ -271,26 +305,6 @@ pub(super) fn names_secret(path: &[String]) -> bool {
     let telling = ["password", "secret", "token", "credential", "jaas", "oauthbearer.config", ".pem"];
     let is_file = key.ends_with("_file") || key.ends_with(".location");
     !is_file && telling.iter().any(|word| key.contains(word))
-}
-
-/// Where the values come from that are not defaults.
-pub(super) struct ValueOrigins(Vec<(Vec<String>, String)>);
-
-impl ValueOrigins {
-    /// Reads the file and the environment again. What cannot be read sets nothing.
-    pub(super) fn read(file: Option<&Path>) -> Self {
-        let text = file.and_then(|file| files::read_text(file, LARGEST).ok()).unwrap_or_default();
-        let table = text.parse().unwrap_or_default();
-        let mut source = ConfigSource { name: name_of(file), text: &text, table, variables: BTreeMap::new() };
-        drop(source.overlay(environment::variables()));
-        let set = leaves(&source.table, |_| true);
-        Self(set.into_iter().map(|path| (path.clone(), source.origin(&path))).collect())
-    }
-
-    /// The origin of the value at this path, or of its first element.
-    pub(super) fn of(&self, path: &[String]) -> Option<String> {
-        self.0.iter().find(|(set, _)| set.starts_with(path)).map(|(_, origin)| origin.clone())
-    }
 }
 
 /// serde's message without the value: "invalid type: integer `5`, expected a string".
@@ -387,27 +401,4 @@ fn remove(table: &mut Table, path: &[String]) -> bool {
         Some(_) => table.remove(key).is_some(),
         None => false,
     }
-}
-
-/// The line of a key, or of the innermost table around it.
-fn line_of(text: &str, path: &[String]) -> Option<usize> {
-    let root = DeTable::parse(text).ok()?;
-    let mut table: Option<&DeTable<'_>> = Some(root.get_ref());
-    let mut array: Option<&[Spanned<DeValue<'_>>]> = None;
-    let mut found = None;
-    for key in path {
-        let value = if let Some(elements) = array.take() {
-            let element = elements.get(key.parse::<usize>().ok()?);
-            found = element.map(|element| element.span().start).or(found);
-            element
-        } else {
-            let entry = table.and_then(|table| table.iter().find(|(name, _)| name.get_ref() == key));
-            found = entry.map(|(name, _)| name.span().start).or(found);
-            entry.map(|(_, value)| value)
-        };
-        let Some(value) = value else { break };
-        table = value.get_ref().as_table();
-        array = value.get_ref().as_array().map(|array| &array[..]);
-    }
-    found.map(|offset| text[..offset].matches('\n').count() + 1)
 }

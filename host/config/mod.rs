@@ -7,8 +7,11 @@ mod active;
 pub mod admin;
 pub mod api;
 mod environment;
+pub mod listen;
 mod load;
 mod mistake;
+mod origins;
+mod words;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,6 +19,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tracing::warn;
 
+use crate::mistake::{Mistake, mistake};
 use crate::{archive, comets, history, inbox, kafka, pipeline, policy, redis_client, sandbox, telemetry};
 
 pub use active::ActiveValue;
@@ -117,40 +121,45 @@ impl Config {
     }
 
     /// Invalid values of the right type.
-    fn validate(&self) -> Vec<String> {
-        let mut problems = self.kafka.validate();
-        problems.extend(self.redis.validate());
-        problems.extend(self.routing.cache.validate());
-        problems.extend(self.delivery.validate());
-        problems.extend(self.comets.validate());
-        problems.extend(self.offline.validate());
-        problems.extend(self.archive.validate());
-        problems.extend(self.history.validate());
+    fn validate(&self) -> Vec<Mistake> {
+        let sections = [
+            self.kafka.validate(),
+            self.redis.validate(),
+            self.routing.cache.validate(),
+            self.delivery.validate(),
+            self.comets.validate(),
+            self.offline.validate(),
+            self.archive.validate(),
+            self.history.validate(),
+            self.policies.validate(),
+            self.admin.validate(),
+            self.api.validate(),
+            self.log.validate(),
+            self.traces.validate(),
+        ];
+        sections.concat()
+    }
+
+    /// Values that are valid by themselves and not together.
+    fn contradictions(&self) -> Vec<Mistake> {
+        let mut problems = listen::overlaps(&self.listeners());
         if self.redis.is_memory() && !self.history.rooms.is_empty() {
-            problems.push(
-                "`history.rooms` needs Redis: `redis.url` is memory://, which keeps no history".to_owned(),
-            );
+            let text = "needs Redis: `redis.url` is memory://, which keeps no history";
+            problems.push(mistake!("history.rooms", "{text}").and("redis.url"));
         }
-        problems.extend(self.policies.validate());
-        problems.extend(self.admin.validate());
-        problems.extend(self.api.validate());
-        problems.extend(self.log.validate());
-        problems.extend(self.traces.validate());
         if self.routing.rooms == pipeline::RoomSource::EveryComet && !self.comets.names_comets() {
-            problems.push(
-                "`routing.rooms = \"every-comet\"` needs `comets.nodes` or `comets.discovery`: comets are not learned from a directory that is not queried".into(),
-            );
+            let text = "= \"every-comet\" needs `comets.nodes` or `comets.discovery`: comets are not learned from a directory that is not queried";
+            problems.push(mistake!("routing.rooms", "{text}").and("comets"));
         }
-        if self.kafka.topics.contains(&self.offline.notify_topic) {
-            let topic = &self.offline.notify_topic;
-            problems.push(format!("`offline.notify_topic` is `{topic}`, which is also consumed"));
+        let notify = &self.offline.notify_topic;
+        if self.kafka.topics.contains(notify) {
+            let mistake = mistake!("offline.notify_topic", "is `{notify}`, which is also consumed");
+            problems.push(mistake.and("kafka.topics"));
         }
-        let topics = [&self.kafka.dead_letter_topic, &self.offline.notify_topic];
-        if topics[0] == topics[1] && !topics[0].is_empty() {
-            problems.push(format!(
-                "`kafka.dead_letter_topic` and `offline.notify_topic` are both `{}`: notifications would be read as dead letters",
-                topics[0]
-            ));
+        if self.kafka.dead_letter_topic == *notify {
+            let text = format!("are both `{notify}`: notifications would be read as dead letters");
+            let mistake = mistake!("offline.notify_topic", "and `kafka.dead_letter_topic` {text}");
+            problems.push(mistake.and("kafka.dead_letter_topic"));
         }
         if self.archive.enabled || self.archive.has_database() {
             problems.extend(self.archive_problems());
@@ -158,54 +167,78 @@ impl Config {
         problems
     }
 
-    fn archive_problems(&self) -> Vec<String> {
+    fn archive_problems(&self) -> Vec<Mistake> {
         let (topic, group) = (&self.archive.topic, &self.archive.group);
         let mut problems = Vec::new();
         if self.kafka.topics.contains(topic) || topic == &self.offline.notify_topic {
-            problems.push(format!("`archive.topic` is `{topic}`, which is also used for other records"));
+            let mistake = mistake!("archive.topic", "is `{topic}`, which is also used for other records");
+            problems.push(mistake.and("kafka.topics").and("offline.notify_topic"));
         }
         if topic == &self.kafka.dead_letter_topic {
-            problems.push(format!("`archive.topic` and `kafka.dead_letter_topic` are both `{topic}`"));
+            let mistake = mistake!("archive.topic", "and `kafka.dead_letter_topic` are both `{topic}`");
+            problems.push(mistake.and("kafka.dead_letter_topic"));
         }
         if group == &self.kafka.group {
-            problems.push(format!(
-                "`archive.group` and `kafka.group` are both `{group}`: archivers consume another topic"
-            ));
+            let text = format!("are both `{group}`: archivers consume another topic");
+            problems.push(mistake!("archive.group", "and `kafka.group` {text}").and("kafka.group"));
         }
         problems
     }
 
+    /// The keys and addresses of all TCP listeners.
+    pub fn listeners(&self) -> Vec<(&'static str, &str)> {
+        let all = [
+            ("admin.listen", Some(&self.admin.listen)),
+            ("admin.probe_listen", self.admin.probe_listen.as_ref()),
+            ("api.listen", self.api.listen.as_ref()),
+        ];
+        all.into_iter().filter_map(|(key, listen)| Some((key, listen?.as_str()))).collect()
+    }
+
     /// Valid values that are probably not intended.
-    fn warnings(&self) -> Vec<String> {
+    fn warnings(&self) -> Vec<Mistake> {
         let mut warnings = self.kafka.warnings();
         warnings.extend(self.delivery.warnings());
         warnings.extend(self.admin.warnings());
         warnings.extend(self.api.warnings());
         warnings.extend(self.traces.warnings());
         if self.comets.connect_timeout > self.delivery.request_timeout {
-            warnings.push(format!(
-                "`comets.connect_timeout` ({:?}) has no effect beyond `delivery.request_timeout` ({:?}), the deadline of a call",
-                self.comets.connect_timeout, self.delivery.request_timeout
-            ));
+            let warning = mistake!(
+                "comets.connect_timeout",
+                "({:?}) has no effect beyond `delivery.request_timeout` ({:?}), the deadline of a call",
+                self.comets.connect_timeout,
+                self.delivery.request_timeout
+            );
+            warnings.push(warning.and("delivery.request_timeout"));
         }
         if self.offline.default == inbox::DefaultDisposition::Store
             && self.routing.knows_no_users(self.comets.dialect)
         {
             warnings.push(
-                "`offline.default` is \"store\", but nothing is stored: keys are connections (`routing.push_keys`) and rooms are not looked up (`routing.rooms`), so no user is known to be absent; set `offline.default = \"drop\"`, or `routing.push_keys = \"users\"` where keys are users".to_owned(),
+                mistake!(
+                    "offline.default",
+                    "is \"store\", but nothing is stored: keys are connections (`routing.push_keys`) and rooms are not looked up (`routing.rooms`), so no user is known to be absent; set `offline.default = \"drop\"`, or `routing.push_keys = \"users\"` where keys are users"
+                ).and("routing").and("comets.dialect"),
             );
         }
         if self.archive.has_database() && !self.archive.enabled {
-            warnings.push(
-                "`archive.url` is set, but `archive.enabled` is not: gateways write nothing to the archive"
-                    .to_owned(),
-            );
+            warnings.push(mistake!(
+                "archive.url",
+                "is set, but `archive.enabled` is not: gateways write nothing to the archive"
+            ));
+        }
+        if self.archive.enabled && !self.archive.has_database() {
+            let text = "is true, but `archive.url` is not set: this gateway only writes to `archive.topic`; set `archive.url`, or run `halley archive` with it elsewhere";
+            warnings.push(mistake!("archive.enabled", "{text}").and("archive.url"));
         }
         if self.comets.breaker_window >= self.delivery.delivery_timeout {
-            warnings.push(format!(
-                "`comets.breaker_window` ({:?}) is not below `delivery.delivery_timeout` ({:?}): every message to a dead comet waits that long before its breaker opens",
-                self.comets.breaker_window, self.delivery.delivery_timeout
-            ));
+            let warning = mistake!(
+                "comets.breaker_window",
+                "({:?}) is not below `delivery.delivery_timeout` ({:?}): every message to a dead comet waits that long before its breaker opens",
+                self.comets.breaker_window,
+                self.delivery.delivery_timeout
+            );
+            warnings.push(warning.and("delivery.delivery_timeout"));
         }
         warnings
     }

@@ -110,14 +110,96 @@ fn every_mistake_is_named_with_its_place() {
     let expected = ["halley.toml:11", "halley.toml:13", "halley.toml:2", "halley.toml:3", "halley.toml:6"];
     assert_eq!(sorted, expected, "{mistakes:#?}");
     let about = |place: &str| mistakes.iter().find(|(at, _)| at == place).expect("named").1.clone();
-    assert!(about("halley.toml:2").starts_with("`kafka.brokerz`: unknown field"), "{mistakes:#?}");
+    assert!(
+        about("halley.toml:2").starts_with("`kafka.brokerz`: unknown key; the keys are `brokers`, "),
+        "{mistakes:#?}"
+    );
     assert!(about("halley.toml:11").contains("explode"), "{mistakes:#?}");
 }
 
 #[test]
 fn a_syntax_error_has_a_position() {
     let mistakes = load("[kafka\nbrokers = 1", &[]).expect_err("wrong");
-    assert!(mistakes[0].1.contains("line 1"), "{mistakes:?}");
+    assert!(mistakes[0].0 == "halley.toml:1" && mistakes[0].1.contains("line 1"), "{mistakes:?}");
+}
+
+#[test]
+fn invalid_values_have_a_place() {
+    let text = "[kafka]\ngroup = \"\"\ntopics = [\n  \"a\",\n  \"b c\",\n]\nproperties.acks = \"1\"\n\
+                [api]\nlisten = \"0.0.0.0:9094\"\n[admin.tls]\nkey = \"key.pem\"\n";
+    let environment = [("HALLEY__REDIS__URL", "http://h"), ("HALLEY__COMETS__NODES", r#"["ftp://h:1"]"#)];
+    let mistakes = load(text, &environment).expect_err("wrong");
+    for (place, about) in [
+        ("halley.toml:2", "`kafka.group` is empty"),
+        ("halley.toml:5", "`kafka.topics`: `b c`"),
+        ("halley.toml:7", "`kafka.properties` sets `acks`"),
+        ("halley.toml:9", "`api.token_file` is missing"),
+        ("halley.toml:11", "`admin.tls.certificate` and `admin.tls.key` need each other"),
+        ("environment variable HALLEY__REDIS__URL", "[redis] url is invalid"),
+        ("environment variable HALLEY__COMETS__NODES", "`comets.nodes`"),
+    ] {
+        let found = mistakes.iter().filter(|(at, text)| at == place && text.contains(about)).count();
+        assert_eq!(found, 1, "{place}: {about}: {mistakes:#?}");
+    }
+    assert_eq!(mistakes.len(), 7, "{mistakes:#?}");
+}
+
+#[test]
+fn what_follows_from_a_mistake_is_no_mistake() {
+    for text in [
+        "[comets]\nnodes = 5\n[routing]\nrooms = \"every-comet\"",
+        "[kafka]\ndead_letter_topic = 5\n[offline]\nnotify_topic = \"push.dead-letter\"",
+        "[delivery]\nrequest_timeout = 1\ndelivery_timeout = \"1ms\"",
+        "[kafka]\ntopics = \"push\"\n[archive]\nenabled = true\ntopic = \"push\"",
+        "[admin]\nlisten = 9093\n[api]\nlisten = \"127.0.0.1:9093\"",
+    ] {
+        let mistakes = load(text, &[]).expect_err(text);
+        assert_eq!(mistakes.len(), 1, "{text}: {mistakes:?}");
+    }
+}
+
+#[test]
+fn wrong_values_are_explained_in_the_words_of_toml() {
+    let number = "expected a whole number from 0 to ";
+    for (text, expected) in [
+        ("[delivery]\nmax_batch = \"many\"", format!("`delivery.max_batch` is \"many\"; {number}9223372036854775807")),
+        ("[delivery]\nmax_batch = -1", format!("is `-1`; {number}9223372036854775807")),
+        ("[comets]\nbreaker_failures = 4294967296", format!("is `4294967296`; {number}4294967295")),
+        ("[comets]\nqueue = 1.5", format!("is `1.5`; {number}9")),
+        ("[kafka]\ntopics = \"push\"", "is \"push\"; expected a list".into()),
+        ("[kafka]\ngroup = [\"a\"]", "is a list; expected a string".into()),
+        ("[kafka]\ngroup = { a = 1 }", "is a table; expected a string".into()),
+        ("kafka = 5", "`kafka` is `5`; expected a table".into()),
+        ("[comets]\naddresses = []", "is a list; expected a table".into()),
+        ("[archive]\nenabled = \"yes\"", "is \"yes\"; expected true or false".into()),
+        ("[traces]\nsample_ratio = \"all\"", "is \"all\"; expected a number".into()),
+        ("[delivery]\nmax_age = \"soon\"", "is \"soon\"; expected a duration, such as \"50ms\"".into()),
+        ("[delivery]\nmax_age = 5", "is `5`; expected a duration, such as \"50ms\"".into()),
+        ("[comets]\ndialect = \"goom\"", "is `goom`; expected `chatroom` or `goim`".into()),
+        ("[comets]\ndialect = 5", "is `5`; expected `chatroom` or `goim`".into()),
+        ("[comets]\ndialect = {}", "is `{}`; expected `chatroom` or `goim`".into()),
+        ("[log]\nformat = []", "is `[]`; expected `text` or `json`".into()),
+        ("[redis]\nmax_reply = \"much\"", "is \"much\"; expected a size".into()),
+        ("[redis]\nmax_reply = {}", "is a table; expected a size, such as \"64MiB\"".into()),
+        ("[delivery]\nmemory_limit = 1.5", "is `1.5`; expected".into()),
+        ("[[plugin]]\nname = \"a\"\ntime_budget = \"much\"", "`time_budget` of plugin `a`: `much` is not a share".into()),
+        ("[[plugin]]\ntime_budget = []", "`time_budget` of plugin number 1".into()),
+        ("plugin = 5", "is `5`; expected a list".into()),
+        (
+            "[[plugin]]\nname = \"a\"\non_error = \"explode\"",
+            "`on_error` of plugin `a` is \"explode\"; expected `pass`, `drop`, `dead-letter`, `stall`, or a table".into(),
+        ),
+        ("[[plugin]]\nname = \"a\"\non_error = { trap = \"explode\" }", "`on_error.trap` of plugin `a` is `explode`".into()),
+        ("[[plugin]]\nname = \"a\"\nrollout = \"b.wasm\"", "`rollout` of plugin `a` is \"b.wasm\"; expected a table".into()),
+        ("[[plugin]]\nname = \"a\"\nsha256 = 5", "`sha256` of plugin `a` is `5`; expected".into()),
+    ] {
+        let mistakes = load(text, &[]).expect_err(text);
+        let said = &mistakes[0].1;
+        assert!(mistakes.len() == 1 && said.contains(&expected), "{text}: {mistakes:#?}");
+        let is_rust = |word: &&str| said.split(|c: char| !c.is_ascii_alphanumeric()).any(|said| said == *word);
+        let rust = ["usize", "u64", "u32", "sequence", "struct", "map", "enum", "variant", "integer", "invalid"];
+        assert_eq!(rust.iter().find(|word| is_rust(word)), None, "{said}");
+    }
 }
 
 #[test]
@@ -217,7 +299,7 @@ fn probable_mistakes_are_warnings() {
         (
             "[[plugin]]\nname = \"a\"\npath = \"a.wasm\"\nmemory = \"64000000\"",
             None,
-            "`plugin.0.memory` is 64000000 bytes, because it has no unit",
+            "`memory` of plugin `a` is 64000000 bytes, because it has no unit",
         ),
         ("[kafka]\nsession_timeout = \"1s\"", None, "`group.min.session.timeout.ms`"),
         (

@@ -54,7 +54,6 @@ use std::thread::JoinHandle;
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use tokio::sync::oneshot;
 use tracing::{debug, error, info, warn};
@@ -62,6 +61,7 @@ use tracing::{debug, error, info, warn};
 use crate::kafka;
 use crate::memory_guard::{self, MemoryGuard};
 use crate::message::{Origin, Record, RecordLimits};
+use crate::mistake::{Mistake, mistake};
 use crate::panics;
 use crate::stalls::Stalls;
 
@@ -197,14 +197,14 @@ fn in_flight_bytes(limits: &ConsumerLimits) -> usize {
 ///
 /// # Errors
 /// What librdkafka refuses.
-pub fn verify(config: &kafka::Config) -> anyhow::Result<()> {
+pub fn verify(config: &kafka::Config) -> Result<(), Mistake> {
     let mut client = client_config(config, None, &[]);
     // With a broker it would join the group; without one it only parses names and patterns.
     client.remove("bootstrap.servers");
     client.set_log_level(rdkafka::config::RDKafkaLogLevel::Emerg);
-    let consumer = client.create::<BaseConsumer>().map_err(kafka::refused)?;
+    let consumer = client.create::<BaseConsumer>().map_err(|why| kafka::mistake_of(&why))?;
     let topics: Vec<&str> = config.topics.iter().map(String::as_str).collect();
-    consumer.subscribe(&topics).with_context(|| format!("`kafka.topics` {topics:?}"))
+    consumer.subscribe(&topics).map_err(|why| mistake!("kafka.topics", "{topics:?}: {why}").and("kafka"))
 }
 
 /// The polling thread.

@@ -6,25 +6,19 @@ use std::path::Path;
 use crate::config::Config;
 use crate::files::dir_access;
 use crate::kafka::ProbeResult;
+use crate::mistake::{Mistake, mistake};
 use crate::{archive, comets, consumer, kafka};
 
-/// Builds every part that can reject its configuration; one sentence for each that does.
-pub fn verify(config: &Config) -> Vec<String> {
-    let mut problems = Vec::new();
-    let properties = |error: anyhow::Error| format!("`kafka.properties`: {error:#}");
+/// Builds every part that can reject its configuration; one mistake for each that does.
+pub fn verify(config: &Config) -> Vec<Mistake> {
     // A property that all clients reject is reported once.
-    match kafka::verify(&config.kafka) {
-        Err(error) => problems.push(properties(error)),
-        Ok(()) => problems.extend(consumer::verify(&config.kafka).err().map(properties)),
-    }
+    let kafka = kafka::verify(&config.kafka).and_then(|()| consumer::verify(&config.kafka));
+    let mut problems = Vec::from_iter(kafka.err());
     if let Some(folder) = &config.policies.state_dir {
-        let name = format!("`policies.state_dir` {}", folder.display());
-        let refused = dir_access(folder).err().map(|why| format!("{name} {why}"));
-        problems.extend(
-            refused.or_else(|| {
-                writable(folder).err().map(|error| format!("{name} cannot be written to: {error}"))
-            }),
-        );
+        let refused = dir_access(folder).err().map(|why| why.to_string());
+        let refused =
+            refused.or_else(|| writable(folder).err().map(|error| format!("cannot be written to: {error}")));
+        problems.extend(refused.map(|why| mistake!("policies.state_dir", "{} {why}", folder.display())));
     }
     problems
 }

@@ -20,6 +20,7 @@ use bytesize::ByteSize;
 
 use crate::decision::Retention;
 use crate::message::{Message, RoomId};
+use crate::mistake::{Mistake, mistake};
 pub use crate::redis_client::Unavailable;
 use crate::schema;
 use crate::telemetry::{Counter, metrics};
@@ -75,24 +76,25 @@ const SMALLEST_ROOM: ByteSize = ByteSize::kib(64);
 
 impl Config {
     /// Mistakes in the values, one sentence each.
-    pub fn validate(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<Mistake> {
         let mut problems = Vec::new();
         for room in &self.rooms {
             let begin = room.strip_suffix('*').unwrap_or(room);
             if room.is_empty() || begin.contains('*') {
-                problems.push(format!(
-                    "`history.rooms` contains `{room}`; expected a room's id, or how ids begin and a `*` at the end"
+                problems.push(mistake!(
+                    "history.rooms",
+                    "contains `{room}`; expected a room's id, or how ids begin and a `*` at the end"
                 ));
             }
         }
         if self.retention.is_zero() {
-            problems.push("`history.retention` is zero; leave `rooms` empty to keep nothing".to_owned());
+            problems.push(mistake!("history.retention", "is zero; leave `rooms` empty to keep nothing"));
         }
         if self.max_per_room == 0 {
-            problems.push("`history.max_per_room` is 0; leave `rooms` empty to keep nothing".to_owned());
+            problems.push(mistake!("history.max_per_room", "is 0; leave `rooms` empty to keep nothing"));
         }
         if self.max_bytes_per_room < SMALLEST_ROOM {
-            problems.push("`history.max_bytes_per_room` must be at least 64KiB".to_owned());
+            problems.push(mistake!("history.max_bytes_per_room", "must be at least 64KiB"));
         }
         problems
     }

@@ -43,6 +43,7 @@ use bytesize::ByteSize;
 use crate::decision::{AbsentRecipient, Disposition, IdKind, Retention};
 use crate::kafka::topic_problem;
 use crate::message::{Message, UserId};
+use crate::mistake::{Mistake, mistake};
 pub use crate::redis_client::{KeyEvents, Unavailable};
 use crate::schema;
 use crate::telemetry::{Counter, metrics};
@@ -169,24 +170,24 @@ pub enum DefaultDisposition {
 
 impl Config {
     /// Mistakes in the values, one sentence each.
-    pub fn validate(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<Mistake> {
         let mut problems = Vec::new();
         if self.retention.is_zero() {
-            problems.push("`offline.retention` is zero; use `default = \"drop\"` to keep nothing".to_owned());
+            problems.push(mistake!("offline.retention", "is zero; use `default = \"drop\"` to keep nothing"));
         }
         if self.max_per_user == 0 {
-            problems.push("`offline.max_per_user` is 0; use `default = \"drop\"` to keep nothing".to_owned());
+            problems.push(mistake!("offline.max_per_user", "is 0; use `default = \"drop\"` to keep nothing"));
         }
         for (key, value) in [("max_body", self.max_body), ("max_fan_out_bytes", self.max_fan_out_bytes)] {
             if value.as_u64() == 0 {
-                problems.push(format!("`offline.{key}` is 0; use `default = \"drop\"` to keep nothing"));
+                problems.push(mistake!("offline.{key}", "is 0; use `default = \"drop\"` to keep nothing"));
             }
         }
         if self.max_in_flight == 0 {
-            problems.push("`offline.max_in_flight` is 0; it must be at least 1".to_owned());
+            problems.push(mistake!("offline.max_in_flight", "is 0; it must be at least 1"));
         }
         if self.replay_sweep_interval < Duration::from_secs(1) {
-            problems.push("`offline.replay_sweep_interval` must be at least 1s".to_owned());
+            problems.push(mistake!("offline.replay_sweep_interval", "must be at least 1s"));
         }
         // A policy may notify at any time.
         problems.extend(topic_problem("offline.notify_topic", &self.notify_topic));

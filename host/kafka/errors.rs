@@ -3,6 +3,8 @@
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaConfRes;
 
+use crate::mistake::{Mistake, mistake};
+
 /// The error without the property's value. librdkafka's own text contains the value, which may be a
 /// password, even if the property's name is misspelt.
 pub(crate) fn describe(error: &KafkaError) -> String {
@@ -14,6 +16,15 @@ pub(crate) fn describe(error: &KafkaError) -> String {
             why.trim().to_owned()
         }
         _ => format!("`{key}` has an invalid value; see librdkafka's list of properties"),
+    }
+}
+
+/// What is wrong with the configuration of a client that could not be created.
+pub(crate) fn mistake_of(error: &KafkaError) -> Mistake {
+    let mistake = mistake!("kafka.properties", ": {}", describe(error)).and("kafka");
+    match error {
+        KafkaError::ClientConfig(_, _, property, _) => mistake.at(property),
+        _ => mistake,
     }
 }
 

@@ -34,10 +34,11 @@ use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 use smart_default::SmartDefault;
 
+use crate::mistake::{Mistake, mistake};
 use crate::schema;
 
 pub(crate) use client_events::{ClientEvents, log_line};
-pub(crate) use errors::{describe, refused};
+pub(crate) use errors::{describe, mistake_of, refused};
 pub(crate) use group_members::{AssignedPartitions, assigned_partitions};
 pub use mock_broker::MockBroker;
 pub(crate) use ordered_writer::{FitRecord, OrderedWriter, WriteOutcome};
@@ -119,67 +120,82 @@ const AUTO_OFFSET_RESET: &str = "auto.offset.reset";
 
 impl Config {
     /// Mistakes in the values, one sentence each.
-    pub fn validate(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<Mistake> {
         let mut problems = Vec::new();
         if self.brokers.trim().is_empty() {
-            problems.push("`kafka.brokers` is empty; name at least one `host:port`".into());
+            problems.push(mistake!("kafka.brokers", "is empty; name at least one `host:port`"));
         } else {
             let protocol = self.properties.get("security.protocol").map(String::as_str);
             problems
                 .extend(self.brokers.split(',').filter_map(|broker| broker_problem(broker.trim(), protocol)));
         }
         if self.topics.is_empty() || self.topics.iter().any(String::is_empty) {
-            problems.push("`kafka.topics` must name at least one topic, and no empty name".into());
+            problems.push(mistake!("kafka.topics", "must name at least one topic, and no empty name"));
         }
         // A pattern begins with `^`.
-        let literal = self.topics.iter().filter(|topic| !topic.is_empty() && !topic.starts_with('^'));
-        problems.extend(literal.filter_map(|topic| topic_problem("kafka.topics", topic)));
+        let topics = self.topics.iter().enumerate();
+        let literal = topics.filter(|(_, topic)| !topic.is_empty() && !topic.starts_with('^'));
+        problems.extend(literal.filter_map(|(at, topic)| Some(topic_problem("kafka.topics", topic)?.at(at))));
         problems.extend(topic_problem("kafka.dead_letter_topic", &self.dead_letter_topic));
         if self.group.is_empty() {
-            problems.push("`kafka.group` is empty; gateways that share topics share a group".into());
+            problems.push(mistake!("kafka.group", "is empty; gateways that share topics share a group"));
         }
         if self.topics.contains(&self.dead_letter_topic) {
             let topic = &self.dead_letter_topic;
-            problems.push(format!(
-                "`kafka.dead_letter_topic` is `{topic}`, which is also consumed: dead letters would loop"
-            ));
+            problems.push(
+                mistake!(
+                    "kafka.dead_letter_topic",
+                    "is `{topic}`, which is also consumed: dead letters would loop"
+                )
+                .and("kafka.topics"),
+            );
         }
         let timeout = self.session_timeout;
         if timeout < Duration::from_secs(1) || timeout > Duration::from_secs(300) {
-            problems.push(
-                "`kafka.session_timeout` must be 1s to 300s; brokers allow 6s to 30min by default".into(),
-            );
+            problems.push(mistake!(
+                "kafka.session_timeout",
+                "must be 1s to 300s; brokers allow 6s to 30min by default"
+            ));
         }
         if self.properties.contains_key(AUTO_OFFSET_RESET) {
-            problems.push(format!(
-                "`kafka.properties` sets `{AUTO_OFFSET_RESET}`; use `kafka.start` = \"oldest\", \"newest\" or a time: it is decided once, whereas the property skips records after restarts and in added partitions"
-            ));
+            problems.push(mistake!(
+                "kafka.properties",
+                "sets `{AUTO_OFFSET_RESET}`; use `kafka.start` = \"oldest\", \"newest\" or a time: it is decided once, whereas the property skips records after restarts and in added partitions"
+            ).at(AUTO_OFFSET_RESET));
         }
         for key in RESERVED.iter().filter(|key| self.properties.contains_key(**key)) {
-            problems.push(format!(
-                "`kafka.properties` sets `{key}`, which Halley's guarantees depend on; use the key of [kafka] for it, or remove it"
-            ));
+            problems.push(mistake!(
+                "kafka.properties",
+                "sets `{key}`, which Halley's guarantees depend on; use the key of [kafka] for it, or remove it"
+            ).at(key));
         }
         problems
     }
 
     /// Values that work but are probably a mistake.
-    pub fn warnings(&self) -> Vec<String> {
+    pub fn warnings(&self) -> Vec<Mistake> {
         let mut warnings = Vec::new();
         if self.session_timeout < DEFAULT_MIN_SESSION_TIMEOUT && !self.uses_consumer_protocol() {
-            warnings.push(format!(
-                "`kafka.session_timeout` is {:?}; brokers refuse less than 6s unless their `group.min.session.timeout.ms` is lower",
+            warnings.push(mistake!(
+                "kafka.session_timeout",
+                "is {:?}; brokers refuse less than 6s unless their `group.min.session.timeout.ms` is lower",
                 self.session_timeout
             ));
         }
         if self.session_timeout != Self::default().session_timeout && self.uses_consumer_protocol() {
             warnings.push(
-                "`kafka.session_timeout` only bounds draining: with `group.protocol` = \"consumer\" the brokers set the session timeout (`group.consumer.session.timeout.ms`)".into(),
+                mistake!(
+                    "kafka.session_timeout",
+                    "only bounds draining: with `group.protocol` = \"consumer\" the brokers set the session timeout (`group.consumer.session.timeout.ms`)"
+                ),
             );
         }
         if !self.instance_id.is_empty() && self.uses_consumer_protocol() {
             warnings.push(
-                "`kafka.instance_id` is set: with `group.protocol` = \"consumer\", a process that was killed is refused under that name until the brokers' session of it has ended (45s by default), and exits; leave it empty, or let a supervisor restart it for that long".into(),
+                mistake!(
+                    "kafka.instance_id",
+                    "is set: with `group.protocol` = \"consumer\", a process that was killed is refused under that name until the brokers' session of it has ended (45s by default), and exits; leave it empty, or let a supervisor restart it for that long"
+                ),
             );
         }
         warnings
@@ -213,13 +229,13 @@ impl Config {
 const DEFAULT_MIN_SESSION_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// What is wrong with the name of a topic, by Kafka's rules.
-pub fn topic_problem(key: &str, name: &str) -> Option<String> {
+pub fn topic_problem(key: &str, name: &str) -> Option<Mistake> {
     let is_legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     let remedy = "a topic's name has 1 to 249 of the characters a-z, A-Z, 0-9, `.`, `_` and `-`, and is neither `.` nor `..`";
     match name {
-        "" => Some(format!("`{key}` is empty; {remedy}")),
+        "" => Some(mistake!("{key}", "is empty; {remedy}")),
         _ if name.len() > 249 || matches!(name, "." | "..") || !name.bytes().all(is_legal) => {
-            Some(format!("`{key}`: `{name}` is not a valid topic name; {remedy}"))
+            Some(mistake!("{key}", ": `{name}` is not a valid topic name; {remedy}"))
         }
         _ => None,
     }
@@ -227,8 +243,8 @@ pub fn topic_problem(key: &str, name: &str) -> Option<String> {
 
 /// What is wrong with one entry of `brokers`. librdkafka accepts a scheme if it is the security
 /// protocol in `properties`. It ignores an entry that it cannot parse, and only logs that.
-fn broker_problem(broker: &str, protocol: Option<&str>) -> Option<String> {
-    let wrong = |why: &str| Some(format!("`kafka.brokers`: `{broker}` {why}; write host:port"));
+fn broker_problem(broker: &str, protocol: Option<&str>) -> Option<Mistake> {
+    let wrong = |why: &str| Some(mistake!("kafka.brokers", ": `{broker}` {why}; write host:port"));
     let (scheme, host) =
         broker.split_once("://").map_or((None, broker), |(scheme, host)| (Some(scheme), host));
     if scheme.is_some_and(|scheme| !scheme.eq_ignore_ascii_case(protocol.unwrap_or("plaintext"))) {
@@ -284,13 +300,16 @@ mod tests {
             assert_eq!(topic_problem("k", topic), None, "{topic}");
         }
         for topic in ["", ".", "..", "push dead", "push/dead", "t\u{f6}pic", &"x".repeat(250)] {
-            assert!(topic_problem("k", topic).is_some_and(|text| text.starts_with("`k`")), "{topic}");
+            assert!(
+                topic_problem("k", topic).is_some_and(|mistake| mistake.text.starts_with("`k`")),
+                "{topic}"
+            );
         }
     }
 
     #[test]
     fn mistakes_are_named_with_their_key() {
-        assert_eq!(Config::default().validate(), Vec::<String>::new());
+        assert_eq!(Config::default().validate(), []);
         let wrong = Config {
             topics: vec!["push".into()],
             dead_letter_topic: "push".into(),
@@ -303,7 +322,7 @@ mod tests {
         assert_eq!(problems.len(), 3, "{problems:?}");
         let named = ["kafka.dead_letter_topic", "`kafka.start`", "`acks`"];
         for (problem, name) in problems.iter().zip(named) {
-            assert!(problem.contains(name), "{problem}");
+            assert!(problem.text.contains(name), "{problem}");
         }
     }
 }

@@ -1,19 +1,20 @@
 //! Whether librdkafka takes a configuration, without a network.
 
 use crate::kafka::record_writer::RecordWriter;
-use crate::kafka::{Config, refused, topic_reader};
+use crate::kafka::{Config, mistake_of, topic_reader};
+use crate::mistake::Mistake;
 
 /// Creates every client that writes records, and the one that reads dead letters.
 /// [`crate::consumer`] checks the consumer.
 ///
 /// # Errors
 /// What librdkafka refuses.
-pub fn verify(config: &Config) -> anyhow::Result<()> {
-    RecordWriter::batching(config).map_err(refused)?;
-    RecordWriter::unbatched(config).map_err(refused)?;
+pub fn verify(config: &Config) -> Result<(), Mistake> {
+    RecordWriter::batching(config).map_err(|why| mistake_of(&why))?;
+    RecordWriter::unbatched(config).map_err(|why| mistake_of(&why))?;
     topic_reader::client(config, "halley-check")
         .create::<rdkafka::consumer::BaseConsumer>()
-        .map_err(refused)?;
+        .map_err(|why| mistake_of(&why))?;
     Ok(())
 }
 

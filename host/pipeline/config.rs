@@ -10,6 +10,7 @@ use crate::decision::IdKind;
 use crate::directory::CacheConfig;
 use crate::memory_guard::MemoryLimit;
 use crate::message::RecordLimits;
+use crate::mistake::{Mistake, mistake};
 use crate::schema;
 
 /// Where a room's connections are looked up.
@@ -152,13 +153,16 @@ const LEAST_MEMORY: u64 = 64 * 1024 * 1024;
 
 impl DeliveryConfig {
     /// Mistakes in the values, one sentence each.
-    pub fn validate(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<Mistake> {
         let mut problems = Vec::new();
         if self.request_timeout.is_zero() {
-            problems.push("`delivery.request_timeout` is zero; every call would fail".into());
+            problems.push(mistake!("delivery.request_timeout", "is zero; every call would fail"));
         }
         if self.delivery_timeout < self.request_timeout {
-            problems.push("`delivery.delivery_timeout` is shorter than `delivery.request_timeout`".into());
+            problems.push(
+                mistake!("delivery.delivery_timeout", "is shorter than `delivery.request_timeout`")
+                    .and("delivery.request_timeout"),
+            );
         }
         let positive = [
             ("max_in_flight", self.max_in_flight as u64),
@@ -168,13 +172,14 @@ impl DeliveryConfig {
             ("max_batch", self.max_batch as u64),
         ];
         if matches!(self.memory_limit, MemoryLimit::Bytes(limit) if limit.as_u64() < LEAST_MEMORY) {
-            problems.push(format!(
-                "`delivery.memory_limit` is {}, less than the idle gateway needs; it must be at least 64MiB, \"auto\" or \"off\"",
+            problems.push(mistake!(
+                "delivery.memory_limit",
+                "is {}, less than the idle gateway needs; it must be at least 64MiB, \"auto\" or \"off\"",
                 self.memory_limit
             ));
         }
         for (key, _) in positive.into_iter().filter(|(_, value)| *value == 0) {
-            problems.push(format!("`delivery.{key}` is 0; it must be at least 1"));
+            problems.push(mistake!("delivery.{key}", "is 0; it must be at least 1"));
         }
         problems
     }
@@ -190,15 +195,16 @@ impl DeliveryConfig {
     }
 
     /// Values that work but are probably a mistake.
-    pub fn warnings(&self) -> Vec<String> {
+    pub fn warnings(&self) -> Vec<Mistake> {
         // The maximum size of one record with the defaults of Kafka's brokers and producers.
         const ONE_RECORD: u64 = 1 << 20;
         let bytes = self.max_in_flight_bytes;
         if bytes.as_u64() >= ONE_RECORD {
             return Vec::new();
         }
-        vec![format!(
-            "`delivery.max_in_flight_bytes` is {} bytes for all partitions together, less than the maximum size of one record; large records are processed one at a time",
+        vec![mistake!(
+            "delivery.max_in_flight_bytes",
+            "is {} bytes for all partitions together, less than the maximum size of one record; large records are processed one at a time",
             bytes.as_u64()
         )]
     }

@@ -1,10 +1,11 @@
 //! What happens to a message when a plugin fails on it, by kind of failure.
 
 use serde::de::value::{MapAccessDeserializer, StrDeserializer};
-use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::de::{Deserializer, MapAccess, Unexpected, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::decision::{FailureKind, OnError};
+use crate::mistake::{Mistake, mistake};
 
 /// The action for each kind of failure. In the configuration: one word for all of them, or a table,
 /// `{ default = "pass", trap = "dead-letter", deadline = "stall" }`.
@@ -46,11 +47,16 @@ impl OnErrors {
     }
 
     /// Mistakes in the values, one sentence each.
-    pub(super) fn validate(&self) -> Vec<String> {
+    pub(super) fn validate(&self) -> Vec<Mistake> {
         let opens = self.start == Some(OnError::Pass);
-        let mistake = "`on_error.start` cannot be \"pass\": every message would pass where no instance starts; \
-                       remove it (the partition stalls), or use \"drop\" or \"dead-letter\"";
-        opens.then(|| mistake.to_owned()).into_iter().collect()
+        let mistake = || {
+            mistake!(
+                "on_error.start",
+                "cannot be \"pass\": every message would pass where no instance starts; \
+                 remove it (the partition stalls), or use \"drop\" or \"dead-letter\""
+            )
+        };
+        opens.then(mistake).into_iter().collect()
     }
 }
 
@@ -68,11 +74,15 @@ impl<'de> Deserialize<'de> for OnErrors {
             type Value = OnErrors;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("`pass`, `drop`, `dead-letter`, `stall`, or a table of them by kind of error")
+                f.write_str(
+                    "`pass`, `drop`, `dead-letter`, `stall`, or a table of them by kind of error, \
+                     such as { default = \"pass\", trap = \"dead-letter\" }",
+                )
             }
 
             fn visit_str<E: serde::de::Error>(self, word: &str) -> Result<OnErrors, E> {
-                OnError::deserialize(StrDeserializer::new(word)).map(OnErrors::from)
+                let known = OnError::deserialize(StrDeserializer::<E>::new(word));
+                known.map(OnErrors::from).map_err(|_| E::invalid_value(Unexpected::Str(word), &self))
             }
 
             fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<OnErrors, A::Error> {

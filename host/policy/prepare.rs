@@ -12,6 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crate::artifact::{Artifact, ArtifactError, PluginLoader, VersionChange, Versions};
+use crate::mistake::Mistake;
 use crate::policy::config::PluginConfig;
 use crate::policy::desired::{DesiredPlugin, DesiredVersion, OperatorChange, candidate, decide};
 use crate::policy::entry::{EntryContext, EntryError, SetEntry};
@@ -21,6 +22,7 @@ use crate::wasm::compile::{self, CompileError};
 use crate::wasm::described::DescribeError;
 
 /// A prepared set.
+#[derive(Default)]
 pub(super) struct PreparedSet {
     pub(super) entries: Vec<Arc<SetEntry>>,
     /// The changes to stored versions.
@@ -65,6 +67,21 @@ impl PrepareError {
             Self::Entry(_) | Self::Panicked => ProblemKind::Transient,
         }
     }
+
+    /// One problem for each setting that violates the schema; otherwise one.
+    fn problems(&self, config: &PluginConfig) -> Vec<PluginProblem> {
+        let problem =
+            |key, message| PluginProblem { kind: self.kind(), key, ..PluginProblem::of(config, message) };
+        match self {
+            Self::Entry(EntryError::Settings(SettingsProblem::Violated(violated))) => {
+                violated.each().into_iter().map(|(key, one)| problem(key, one.to_string())).collect()
+            }
+            Self::Artifact(_) | Self::Entry(EntryError::Compile(_)) | Self::Panicked => {
+                vec![problem(vec!["path".to_owned()], self.to_string())]
+            }
+            Self::Entry(_) => vec![problem(Vec::new(), self.to_string())],
+        }
+    }
 }
 
 /// The dependencies of preparing a set.
@@ -92,20 +109,18 @@ pub(super) fn prepare(
     };
     for (at, one) in wanted.iter().enumerate() {
         let config = &one.config;
-        let lasting = |mistake: String| PluginProblem::lasting(config, mistake);
+        let lasting = |mistake| PluginProblem::mistake(config, mistake);
         let mut mistakes: Vec<PluginProblem> = config.validate().into_iter().map(lasting).collect();
         let is_double = wanted[..at].iter().any(|earlier| earlier.config.name == config.name);
         if is_double {
-            mistakes.push(lasting("has the name of an earlier plugin; names must be unique".to_owned()));
+            let text = "has the name of an earlier plugin; names must be unique";
+            mistakes.push(lasting(Mistake::about("name", text)));
         }
         if mistakes.is_empty() {
             let refused = prepare_one(prepare_context, one, active, &mut prepared).err();
-            mistakes.extend(
-                refused.map(|why| PluginProblem {
-                    kind: why.kind(),
-                    ..PluginProblem::of(config, why.to_string())
-                }),
-            );
+            mistakes.extend(refused.into_iter().flat_map(|why| why.problems(config)));
+        } else {
+            mistakes.extend(further_problems(prepare_context, one));
         }
         // The name of a duplicate belongs to the earlier plugin.
         let may_be_left_out =
@@ -256,6 +271,20 @@ fn prepare_one(
     }
     prepared.changes.push(change);
     Ok(())
+}
+
+/// What is wrong with the file and the settings of a plugin that has mistakes: one does not hide another.
+/// Values that may be mistaken are replaced by defaults; what is about no key may follow from these.
+fn further_problems(prepare_context: &PrepareContext, wanted: &DesiredPlugin) -> Vec<PluginProblem> {
+    let PluginConfig { name, path, sha256, config, .. } = wanted.config.clone();
+    let is_known = !path.is_empty() && config.is_object() && matches!(wanted.desired, DesiredVersion::File);
+    let sound = PluginConfig { name, path, sha256, config, ..PluginConfig::default() };
+    let sound = DesiredPlugin { config: sound, desired: DesiredVersion::File };
+    let refused = is_known.then(|| prepare_one(prepare_context, &sound, &[], &mut PreparedSet::default()));
+    let mut problems =
+        refused.and_then(Result::err).map_or_else(Vec::new, |why| why.problems(&wanted.config));
+    problems.retain(|problem| !problem.key.is_empty());
+    problems
 }
 
 /// Plugins that had an active version and are not desired any more.

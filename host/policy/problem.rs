@@ -1,6 +1,7 @@
 //! Why a set of plugins is refused: all problems of all plugins, with what helps.
 
 use crate::artifact::PluginSource;
+use crate::mistake::Mistake;
 use crate::policy::config::PluginConfig;
 
 /// A problem with one plugin.
@@ -15,6 +16,9 @@ pub struct PluginProblem {
     /// What helps.
     #[serde(skip)]
     pub kind: ProblemKind,
+    /// The key below its `[[plugin]]`; empty if it is about all of it.
+    #[serde(skip)]
+    pub key: Vec<String>,
 }
 
 /// What helps with a problem.
@@ -46,12 +50,14 @@ impl PluginProblem {
             path: config.path.clone(),
             message: message.into(),
             kind: ProblemKind::Transient,
+            key: Vec::new(),
         }
     }
 
-    /// A problem that stays until the configuration or a file changes.
-    pub(super) fn lasting(config: &PluginConfig, message: impl Into<String>) -> Self {
-        Self { kind: ProblemKind::Lasting, ..Self::of(config, message) }
+    /// A mistake in its configuration: it stays until that changes.
+    pub(super) fn mistake(config: &PluginConfig, mistake: Mistake) -> Self {
+        let key = mistake.keys.into_iter().next().unwrap_or_default();
+        Self { kind: ProblemKind::Lasting, key, ..Self::of(config, mistake.text) }
     }
 
     /// A problem that does not belong to one plugin.
@@ -61,6 +67,7 @@ impl PluginProblem {
             path: PluginSource::default(),
             message: message.into(),
             kind: ProblemKind::Transient,
+            key: Vec::new(),
         }
     }
 }

@@ -7,6 +7,7 @@ use smart_default::SmartDefault;
 
 use super::topology;
 
+use crate::mistake::{Mistake, mistake};
 use crate::schema;
 
 /// The `[redis]` section.
@@ -64,13 +65,14 @@ impl Config {
     }
 
     /// Mistakes in the values, one sentence each.
-    pub fn validate(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<Mistake> {
         if self.is_memory() {
             return Vec::new();
         }
-        let mut problems: Vec<_> = topology::read(&self.url).err().iter().map(ToString::to_string).collect();
+        let mut problems =
+            Vec::from_iter(topology::read(&self.url).err().map(|error| Mistake::about("redis.url", error)));
         if self.max_reply < SMALLEST_REPLY {
-            problems.push("`redis.max_reply` must be at least 1MiB".to_owned());
+            problems.push(mistake!("redis.max_reply", "must be at least 1MiB"));
         }
         problems
     }

@@ -89,7 +89,7 @@ fn every_violation_is_named_with_its_path() {
             "config.limit: must be at least 1, and is 0",
             &format!("config.lmit: {keys}"),
             "config.mask: must have at most 1 characters, and is \"**\"",
-            "config.regions.\"eu west\": expected an array, and is \"all\"",
+            "config.regions.\"eu west\": expected a list, and is \"all\"",
             "config.rules[1].action: expected one of `store`, `drop`, `notify`, and is \"keep\"",
             r#"config.rules[1].rooms[0]: must match the pattern `^[^*]*\*?$`, and is "a*b""#,
             "config.rules[2].action: missing, but required",
@@ -101,7 +101,7 @@ fn every_violation_is_named_with_its_path() {
     assert_eq!(none, ["config.rules: must have at least 1 elements, and has 0"]);
     let either = json!({ "properties": { "a": { "anyOf": [{ "type": "string" }, { "minimum": 5, "type": "integer" }] } } });
     assert_eq!(violations(&either, json!({ "a": 3 })), ["config.a: must be at least 5, and is 3"]);
-    let shown = "config.a: fits none of 2 forms: expected a string; or expected an integer";
+    let shown = "config.a: fits none of 2 forms: expected a string; or expected a whole number";
     assert_eq!(violations(&either, json!({ "a": [] })), [shown]);
     let names = json!({ "propertyNames": { "pattern": "^[a-z]+$" } });
     let found = violations(&names, json!({ "A": 1 }));
@@ -117,7 +117,7 @@ fn a_list_of_violations_has_an_end_and_long_values_are_not_quoted() {
     assert!(error.to_string().ends_with("; and 968 more"));
     let numbers = schema(json!({ "additionalProperties": { "type": "integer" } }));
     let long = numbers.check(&json!({ "a": "secret".repeat(100) })).unwrap_err().to_string();
-    assert!(long.ends_with("config.a: expected an integer"), "{long}");
+    assert!(long.ends_with("config.a: expected a whole number"), "{long}");
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn nothing_outside_of_the_schema_is_loaded() {
     let named = json!({ "properties": { "$ref": { "type": "integer" }, "pattern": { "type": "string" } } });
     assert_eq!(
         violations(&named, json!({ "$ref": "http://a" })),
-        ["config.\"$ref\": expected an integer, and is \"http://a\""]
+        ["config.\"$ref\": expected a whole number, and is \"http://a\""]
     );
 }
 

@@ -1,6 +1,6 @@
 //! What a configuration violates, in sentences.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 
 use boon::{CompileError, ErrorKind, InstanceLocation, InstanceToken, Type, ValidationError};
 use serde_json::Value;
@@ -18,6 +18,9 @@ const LONGEST_VALUE: usize = 60;
 /// Something in a configuration that violates a schema.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct SettingViolation {
+    /// The key, beginning with `config`; elements of lists have their number.
+    #[serde(skip)]
+    pub key: Vec<String>,
     /// The path of the key, such as `config.rules[1].action`.
     pub path: String,
     /// What was expected, and what is there.
@@ -34,6 +37,23 @@ pub enum SettingsError {
 }
 
 impl std::error::Error for SettingsError {}
+
+impl SettingsError {
+    /// Each violation alone, with its key.
+    pub fn each(&self) -> Vec<(Vec<String>, Self)> {
+        let Self::Violated(violations, more) = self else {
+            return vec![(vec![CONFIG.to_owned()], self.clone())];
+        };
+        let last = violations.len().saturating_sub(1);
+        let alone = |(at, one): (usize, &SettingViolation)| {
+            (one.key.clone(), Self::Violated(vec![one.clone()], if at == last { *more } else { 0 }))
+        };
+        violations.iter().enumerate().map(alone).collect()
+    }
+}
+
+/// The table with the settings.
+const CONFIG: &str = "config";
 
 impl fmt::Display for SettingsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -62,7 +82,7 @@ pub(super) fn of(error: &ValidationError<'_, '_>, document: &Value, config: &Val
     let mut found = Violations { document, config, listed: Vec::new(), more: 0 };
     found.collect(error);
     if found.listed.is_empty() {
-        found.add("config".to_owned(), "not accepted".to_owned());
+        found.add(SettingPath::default(), "not accepted".to_owned());
     }
     SettingsError::Violated(found.listed, found.more)
 }
@@ -86,8 +106,8 @@ struct Violations<'a> {
 }
 
 impl Violations<'_> {
-    fn add(&mut self, path: String, problem: String) {
-        let violation = SettingViolation { path, problem };
+    fn add(&mut self, SettingPath { text: path, key }: SettingPath, problem: String) {
+        let violation = SettingViolation { key, path, problem };
         if self.listed.contains(&violation) {
             return;
         }
@@ -100,12 +120,12 @@ impl Violations<'_> {
             ErrorKind::AdditionalProperties { got } => {
                 let known = known_keys(self.document, error.schema_url);
                 for key in got {
-                    self.add(format!("{path}{}", key_segment(key)), format!("unknown key{known}"));
+                    self.add(path.clone().key(key), format!("unknown key{known}"));
                 }
             }
             ErrorKind::Required { want } => {
                 for key in want {
-                    self.add(format!("{path}{}", key_segment(key)), "missing, but required".to_owned());
+                    self.add(path.clone().key(key), "missing, but required".to_owned());
                 }
             }
             ErrorKind::PropertyName { prop } => {
@@ -124,7 +144,7 @@ impl Violations<'_> {
 
     /// None of several schemas fits. If they are values, they are named; if only one of them is about
     /// values of this type, its own reasons are.
-    fn alternatives(&mut self, path: String, causes: &[ValidationError<'_, '_>]) {
+    fn alternatives(&mut self, path: SettingPath, causes: &[ValidationError<'_, '_>]) {
         let leaves: Vec<_> = causes.iter().map(leaf).collect();
         let values: Option<Vec<&Value>> =
             leaves.iter().map(|leaf| values(&leaf.kind)).collect::<Option<Vec<_>>>().map(|all| all.concat());
@@ -238,9 +258,9 @@ fn type_name(one: Type) -> &'static str {
         Type::Null => "nothing",
         Type::Boolean => "true or false",
         Type::Number => "a number",
-        Type::Integer => "an integer",
+        Type::Integer => "a whole number",
         Type::String => "a string",
-        Type::Array => "an array",
+        Type::Array => "a list",
         Type::Object => "a table",
     }
 }
@@ -254,15 +274,39 @@ fn known_keys(document: &Value, schema_url: &str) -> String {
     if keys.is_empty() { String::new() } else { format!("; the keys are `{}`", keys.join("`, `")) }
 }
 
-fn path(location: &InstanceLocation<'_>) -> String {
-    let mut path = "config".to_owned();
-    for token in &location.tokens {
-        match token {
-            InstanceToken::Prop(name) => path.push_str(&key_segment(name)),
-            InstanceToken::Item(at) => drop(write!(path, "[{at}]")),
-        }
+fn path(location: &InstanceLocation<'_>) -> SettingPath {
+    location.tokens.iter().fold(SettingPath::default(), |path, token| match token {
+        InstanceToken::Prop(name) => path.key(name),
+        InstanceToken::Item(at) => path.item(*at),
+    })
+}
+
+/// The path of a key, for people and for programs.
+#[derive(Clone, PartialEq, Eq)]
+struct SettingPath {
+    text: String,
+    key: Vec<String>,
+}
+
+/// The whole table.
+impl Default for SettingPath {
+    fn default() -> Self {
+        Self { text: CONFIG.to_owned(), key: vec![CONFIG.to_owned()] }
     }
-    path
+}
+
+impl SettingPath {
+    fn key(mut self, name: &str) -> Self {
+        self.text.push_str(&key_segment(name));
+        self.key.push(name.to_owned());
+        self
+    }
+
+    fn item(mut self, at: usize) -> Self {
+        self.text.push_str(&format!("[{at}]"));
+        self.key.push(at.to_string());
+        self
+    }
 }
 
 /// A key as TOML writes it after its table.

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::mistake::{Mistake, mistake};
+
 /// TLS of a listener. Without a certificate, it serves plain HTTP. The files are read again when they
 /// change.
 #[derive(Debug, Clone, Default, PartialEq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
@@ -23,14 +25,18 @@ impl ListenerConfig {
     }
 
     /// Mistakes in the values of this section (`admin.tls`), one sentence each.
-    pub(crate) fn validate(&self, section: &str) -> Vec<String> {
+    pub(crate) fn validate(&self, section: &str) -> Vec<Mistake> {
         let mut problems = Vec::new();
         if self.certificate.is_some() != self.key.is_some() {
-            problems.push(format!("`{section}.certificate` and `{section}.key` need each other"));
+            problems.push(
+                mistake!("{section}.certificate", "and `{section}.key` need each other")
+                    .and(&format!("{section}.key")),
+            );
         }
         if self.client_ca.is_some() && self.certificate.is_none() {
-            problems.push(format!(
-                "`{section}.client_ca` needs `{section}.certificate` and `{section}.key`: without TLS, clients show no certificates"
+            problems.push(mistake!(
+                "{section}.client_ca",
+                "needs `{section}.certificate` and `{section}.key`: without TLS, clients show no certificates"
             ));
         }
         problems
@@ -56,8 +62,8 @@ mod tests {
         let all = ListenerConfig { certificate: file(), key: file(), client_ca: file() };
         assert!(all.validate("admin.tls").is_empty() && all.is_enabled());
         let keyless = ListenerConfig { certificate: file(), ..none.clone() };
-        assert!(keyless.validate("api.tls")[0].starts_with("`api.tls.certificate`"));
+        assert!(keyless.validate("api.tls")[0].text.starts_with("`api.tls.certificate`"));
         let only_clients = ListenerConfig { client_ca: file(), ..none };
-        assert!(only_clients.validate("admin.tls")[0].starts_with("`admin.tls.client_ca` needs"));
+        assert!(only_clients.validate("admin.tls")[0].text.starts_with("`admin.tls.client_ca` needs"));
     }
 }

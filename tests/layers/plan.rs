@@ -1,7 +1,7 @@
 //! The plan: which modules, parts of `policy` and foreign crates each module may use.
 
 /// Every module may use these; they use no other module.
-pub(super) const COMMON: [&str; 12] = [
+pub(super) const COMMON: [&str; 13] = [
     "files",
     "telemetry",
     "panics",
@@ -12,6 +12,7 @@ pub(super) const COMMON: [&str; 12] = [
     "time",
     "blocking",
     "schema",
+    "mistake",
     "reloaded",
     "tls",
 ];
@@ -30,6 +31,7 @@ pub(super) const ALLOWED_DEPENDENCIES: &[(&str, &[&str])] = &[
     ("stalls", &[]),
     ("sync", &[]),
     ("schema", &[]),
+    ("mistake", &[]),
     ("reloaded", &[]),
     ("backoff", &[]),
     ("expiring", &[]),

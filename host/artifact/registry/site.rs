@@ -5,6 +5,8 @@ use std::net::IpAddr;
 
 use reqwest::Url;
 
+use crate::mistake::{Mistake, mistake};
+
 /// `[policies.registry]`: where registries may redirect to.
 #[derive(
     Debug, Clone, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize, schemars::JsonSchema,
@@ -19,11 +21,12 @@ pub struct RegistryConfig {
 
 impl RegistryConfig {
     /// Mistakes in the values, one sentence each.
-    pub(crate) fn validate(&self) -> Vec<String> {
+    pub(crate) fn validate(&self) -> Vec<Mistake> {
         let wrong = |site: &&String| TrustedHost::parse(site).is_none();
         let problem = |site: &String| {
-            format!(
-                "`policies.registry.trusted_hosts` has `{site}`; expected host, host:port or *.parent.example"
+            mistake!(
+                "policies.registry.trusted_hosts",
+                "has `{site}`; expected host, host:port or *.parent.example"
             )
         };
         self.trusted_hosts.iter().filter(wrong).map(problem).collect()

@@ -10,6 +10,7 @@ use reqwest::Url;
 use crate::cli::check::result::CheckResult;
 use crate::config::Config;
 use crate::files;
+use crate::mistake::{Mistake, mistake};
 use crate::tls::expiry::Validity;
 use crate::tls::{ListenerConfig, pem};
 
@@ -37,10 +38,10 @@ enum Purpose {
 }
 
 /// What would prevent a start.
-pub(super) fn problems(config: &Config) -> Vec<String> {
+pub(super) fn problems(config: &Config) -> Vec<Mistake> {
     let wrong = |configured: Configured| {
-        let why = configured.validity().err()?;
-        Some(format!("`{}` {why:#}", configured.key))
+        let (key, why) = (configured.key, configured.validity().err()?);
+        Some(mistake!("{key}", "{why:#}"))
     };
     of_sections(config).into_iter().filter_map(wrong).collect()
 }

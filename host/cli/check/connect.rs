@@ -25,20 +25,13 @@ const LONGEST_FILE: u64 = 1024 * 1024;
 
 /// Probes everything that the gateway needs.
 pub(super) async fn all(config: &Config) -> Vec<CheckResult> {
-    let listen = listener("admin listener", "listen", &config.admin.listen, &config.admin.tls);
-    let probes = async {
-        let address = config.admin.probe_listen.as_deref()?;
-        let plain = tls::ListenerConfig::default();
-        Some(listener("admin listener for probes", "probe_listen", address, &plain).await)
-    };
     let replay = gateway::check_replay(config);
     let traces = traces::probe(&config.traces);
-    let (probed, directory, registries, listen, probes, replay, traces) = tokio::join!(
+    let (probed, directory, registries, listeners, replay, traces) = tokio::join!(
         gateway::probe(config),
         directory(config),
         registries(config),
-        listen,
-        probes,
+        listeners(config),
         replay,
         traces
     );
@@ -57,8 +50,7 @@ pub(super) async fn all(config: &Config) -> Vec<CheckResult> {
     connected.extend(replay.map(|found| of("replay on return".to_owned(), found)));
     connected.extend(registries);
     connected.extend(traces.map(|found| of("collector of traces".to_owned(), found)));
-    connected.push(listen);
-    connected.extend(probes);
+    connected.extend(listeners);
     connected.extend(certificates::all(config));
     connected
 }
@@ -109,25 +101,46 @@ fn broadcasts(fleet: &Fleet) -> Vec<CheckResult> {
     [connected(true, format!("{reach}{caveat}"))].into_iter().chain(warnings).collect()
 }
 
-/// Whether a listener of `[admin]` can be bound. If a gateway listens there already, it may be the one
-/// with this configuration.
-async fn listener(what: &str, key: &str, listen: &str, tls: &tls::ListenerConfig) -> CheckResult {
-    let connected = |ok, text| CheckResult { subject: format!("{what} {listen}"), ok, warning: false, text };
+/// Whether each listener can be bound.
+async fn listeners(config: &Config) -> Vec<CheckResult> {
+    let mut found = Vec::new();
+    for (key, listen) in config.listeners() {
+        let plain = tls::ListenerConfig::default();
+        // The field of what a gateway answers there.
+        let (what, tls, field) = match key {
+            "api.listen" => ("API listener", &config.api.tls, "error"),
+            "admin.probe_listen" => ("admin listener for probes", &plain, "ready"),
+            _ => ("admin listener", &config.admin.tls, "ready"),
+        };
+        found.push(listener(&format!("{what} {listen}"), key, listen, tls, field).await);
+    }
+    found
+}
+
+/// Whether a listener can be bound. If a gateway listens there already, it may be the one with this
+/// configuration.
+async fn listener(
+    subject: &str,
+    key: &str,
+    listen: &str,
+    tls: &tls::ListenerConfig,
+    field: &str,
+) -> CheckResult {
+    let connected = |ok, text| CheckResult { subject: subject.to_owned(), ok, warning: false, text };
     match TcpListener::bind(listen).await {
         Ok(_) => connected(true, "its port is free".to_owned()),
-        Err(error) if error.kind() == ErrorKind::AddrInUse && is_gateway(listen, tls).await => {
+        Err(error) if error.kind() == ErrorKind::AddrInUse && is_gateway(listen, tls, field).await => {
             connected(true, "a gateway already listens there; a second one needs another port".to_owned())
         }
-        Err(error) => connected(
-            false,
-            format!("cannot be bound: {error}; check `[admin] {key}`, or what else uses the port"),
-        ),
+        Err(error) => {
+            connected(false, format!("cannot be bound: {error}; check `{key}`, or what else uses the port"))
+        }
     }
 }
 
 /// Whether a gateway answers at this address. Over TLS, it is one if it shows our certificate: what it
 /// answers may need a certificate of a client.
-async fn is_gateway(listen: &str, tls: &tls::ListenerConfig) -> bool {
+async fn is_gateway(listen: &str, tls: &tls::ListenerConfig, field: &str) -> bool {
     if let Some(certificate) = &tls.certificate {
         let shown = async {
             let ours = files::read_text(certificate, LONGEST_FILE).ok()?;
@@ -141,5 +154,5 @@ async fn is_gateway(listen: &str, tls: &tls::ListenerConfig) -> bool {
         let answer = answer.get(format!("http://{listen}/readyz")).send().await?;
         answer.json::<serde_json::Value>().await
     };
-    asked.await.is_ok_and(|answer| answer.get("ready").is_some())
+    asked.await.is_ok_and(|answer| answer.get(field).is_some())
 }

@@ -7,7 +7,8 @@ mod result;
 use crate::cli::{ConfigArgs, EXIT_FAILURE, EXIT_SUCCESS, EXIT_USAGE, fail, print, print_json, runtime};
 use crate::config::{Config, ConfigError, ConfigReport};
 use crate::decision::PluginVersion;
-use crate::policy::{Policies, PolicyDependencies};
+use crate::mistake::Mistake;
+use crate::policy::{PluginConfig, PluginProblem, Policies, PolicyDependencies};
 use crate::telemetry::traces;
 use crate::{api, gateway};
 use result::CheckResult;
@@ -19,12 +20,12 @@ pub(super) struct Args {
     config: ConfigArgs,
     /// Also checks that Kafka, Redis, the archive's database, the configured comets and the registries
     /// of plugins are reachable; that this user may use the required topics, consumer group and keys;
-    /// that certificates are valid, with a warning if for less than 30 days; and that the admin port is
-    /// free. Changes nothing.
+    /// that certificates are valid, with a warning if for less than 30 days; and that the listeners' ports
+    /// are free. Changes nothing.
     #[arg(long)]
     connect: bool,
-    /// Prints JSON: `file`, `mistakes` and `warnings` (`place`, `text`), `plugins`, and with
-    /// --connect `connections` (`subject`, `ok`, perhaps `warning`, `text`).
+    /// Prints JSON: `file`, `mistakes` and `warnings` (`place`, perhaps `line`, `key`, `text`), `plugins`,
+    /// and with --connect `connections` (`subject`, `ok`, perhaps `warning`, `text`).
     #[arg(long)]
     json: bool,
 }
@@ -68,37 +69,51 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
 
 /// Checks everything that needs no network.
 fn inspect(args: &ConfigArgs) -> (Config, CheckReport) {
-    let ConfigReport { config, mut mistakes, warnings } = Config::inspect(args.file().as_deref());
-    let place = args.file().map_or_else(|| "configuration".to_owned(), |file| file.display().to_string());
-    let placed = |text: String| ConfigError { place: place.clone(), text };
-    mistakes.extend(gateway::verify(&config).into_iter().map(placed));
-    mistakes.extend(config.admin.token_problems().into_iter().map(placed));
-    mistakes.extend(api::token_problem(&config.api).map(placed));
-    mistakes.extend(traces::headers_problem(&config.traces).map(placed));
-    mistakes.extend(config.comets.discovery.file_problem().map(placed));
-    mistakes.extend(certificates::problems(&config).into_iter().map(placed));
-    let plugins = match plugins(&config) {
-        Ok(versions) => versions.iter().map(PluginVersion::to_string).collect(),
-        Err(problems) => {
-            mistakes.extend(problems.into_iter().map(placed));
-            Vec::new()
-        }
-    };
-    let report = CheckReport { file: args.source(), mistakes, warnings, plugins, connections: Vec::new() };
-    (config, report)
+    let mut report = Config::inspect(args.file().as_deref());
+    let config = report.config.clone();
+    report.add(gateway::verify(&config));
+    report.add(config.admin.token_problems());
+    report.add(api::token_problem(&config.api));
+    report.add(traces::headers_problem(&config.traces));
+    report.add(config.comets.discovery.file_problem());
+    report.add(certificates::problems(&config));
+    let plugins = plugins(&config).unwrap_or_else(|problems| {
+        report.add(problems);
+        Vec::new()
+    });
+    let ConfigReport { mistakes, warnings, .. } = report;
+    let plugins = plugins.iter().map(PluginVersion::to_string).collect();
+    (config, CheckReport { file: args.source(), mistakes, warnings, plugins, connections: Vec::new() })
 }
 
-fn plugins(config: &Config) -> Result<Vec<PluginVersion>, Vec<String>> {
-    let one = |error: anyhow::Error| vec![format!("{error:#}")];
-    let setup = PolicyDependencies::of_command(&config.policies).map_err(one)?;
-    let wanted = config.plugins().map_err(one)?;
-    match Policies::start_with(setup, &wanted) {
+fn plugins(config: &Config) -> Result<Vec<PluginVersion>, Vec<Mistake>> {
+    let one = |key| move |error: anyhow::Error| vec![Mistake::about(key, format!("{error:#}"))];
+    let setup = PolicyDependencies::of_command(&config.policies).map_err(one("policies"))?;
+    let wanted = config.plugins().map_err(one("policies.directory"))?;
+    let problems = match Policies::start_with(setup, &wanted) {
         Ok(policies) => {
             // A gateway starts without these plugins; `check` reports them.
-            let left_out: Vec<_> = policies.status().left_out.iter().map(ToString::to_string).collect();
-            if left_out.is_empty() { Ok(policies.current().versions().to_vec()) } else { Err(left_out) }
+            let left_out = policies.status().left_out;
+            if left_out.is_empty() {
+                return Ok(policies.current().versions().to_vec());
+            }
+            left_out
         }
-        Err(refused) => Err(refused.problems.iter().map(ToString::to_string).collect()),
+        Err(refused) => refused.problems,
+    };
+    Err(problems.into_iter().map(|problem| mistake_of(config, problem)).collect())
+}
+
+/// The mistake behind a plugin's problem.
+fn mistake_of(config: &Config, problem: PluginProblem) -> Mistake {
+    let text = problem.to_string();
+    let is_it = |plugin: &PluginConfig| plugin.name == problem.plugin && plugin.path == problem.path;
+    match config.plugin.iter().rposition(is_it) {
+        // What is not about a key of its own may follow from anything that is configured for it.
+        Some(at) => {
+            problem.key.iter().fold(Mistake::about("plugin", text).at(at), Mistake::at).and("policies")
+        }
+        None => Mistake::about("policies.directory", text),
     }
 }
 
@@ -112,7 +127,7 @@ impl CheckReport {
     }
 
     fn print_report(&self) {
-        let line = |ConfigError { place, text }: &ConfigError| format!("{place}: {text}");
+        let line = |ConfigError { place, text, .. }: &ConfigError| format!("{place}: {text}");
         self.warnings.iter().for_each(|warning| fail(&format!("warning: {}", line(warning))));
         if !self.mistakes.is_empty() {
             self.mistakes.iter().for_each(|mistake| fail(&line(mistake)));

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use smart_default::SmartDefault;
 
+use crate::mistake::{Mistake, mistake};
 use crate::schema;
 
 /// `[comets.discovery]`: comets that come and go while the gateway runs.
@@ -48,32 +49,34 @@ impl Config {
     }
 
     /// What is wrong with the file's current content. Reads the file.
-    pub fn file_problem(&self) -> Option<String> {
+    pub fn file_problem(&self) -> Option<Mistake> {
         let path = self.file.as_ref()?;
         let error = super::file::read(path).and_then(super::listing::CometListing::checked).err()?;
-        Some(format!("`comets.discovery.file`: {}: {error}", path.display()))
+        Some(mistake!("comets.discovery.file", ": {}: {error}", path.display()))
     }
 
     /// Mistakes in the values, one sentence each.
-    pub(in crate::comets) fn validate(&self) -> Vec<String> {
+    pub(in crate::comets) fn validate(&self) -> Vec<Mistake> {
         let mut problems = Vec::new();
         for url in &self.goim {
             let is_http = reqwest::Url::parse(url).is_ok_and(|url| {
                 matches!(url.scheme(), "http" | "https") && url.has_host() && url.query().is_none()
             });
             if !is_http {
-                problems.push(format!(
-                    "`comets.discovery.goim`: {url:?} is not a URL such as \"http://discovery:7171\""
+                problems.push(mistake!(
+                    "comets.discovery.goim",
+                    ": {url:?} is not a URL such as \"http://discovery:7171\""
                 ));
             }
         }
         for (key, value) in [("appid", &self.appid), ("env", &self.env)] {
             if !self.goim.is_empty() && value.is_empty() {
-                problems.push(format!("`comets.discovery.{key}` is empty; discovery needs one"));
+                problems.push(mistake!("comets.discovery.{key}", "is empty; discovery needs one"));
             }
         }
         if self.refresh_interval < Duration::from_millis(100) {
-            problems.push("`comets.discovery.refresh_interval` is too short; use at least \"100ms\"".into());
+            problems
+                .push(mistake!("comets.discovery.refresh_interval", "is too short; use at least \"100ms\""));
         }
         problems
     }

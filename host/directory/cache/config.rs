@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use smart_default::SmartDefault;
 
+use crate::mistake::{Mistake, mistake};
 use crate::schema;
 
 /// Whether a cached room is exact.
@@ -58,12 +59,12 @@ impl CacheConfig {
     }
 
     /// Mistakes in the values, one sentence each.
-    pub fn validate(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<Mistake> {
         if self.is_exact() && self.presence_max_age.is_zero() {
-            return vec![
-                "`routing.cache.presence_max_age` is zero, so that every message would read its room; set `routing.cache.rooms = 0` if that is meant"
-                    .to_owned(),
-            ];
+            return vec![mistake!(
+                "routing.cache.presence_max_age",
+                "is zero, so that every message would read its room; set `routing.cache.rooms = 0` if that is meant"
+            )];
         }
         Vec::new()
     }

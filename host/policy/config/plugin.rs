@@ -9,6 +9,7 @@ use smart_default::SmartDefault;
 use crate::artifact::PluginSource;
 use crate::digest::Digest;
 use crate::message::NamedBy;
+use crate::mistake::{Mistake, mistake};
 use crate::policy::on_error::OnErrors;
 use crate::policy::rollout::config::{Fraction, QuarantineConfig, RolloutConfig, RolloutMode};
 use crate::schema;
@@ -133,35 +134,38 @@ impl PluginConfig {
     }
 
     /// Mistakes in these settings, each with its remedy.
-    pub fn validate(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<Mistake> {
         let mut mistakes = Vec::new();
         if !is_name(&self.name) {
-            mistakes.push("`name` must be 1 to 64 letters, digits, `-`, `_` or `.`".to_owned());
+            mistakes.push(mistake!("name", "must be 1 to 64 letters, digits, `-`, `_` or `.`"));
         }
         if self.path.is_empty() {
-            mistakes.push("`path` is missing; give the plugin's .wasm file".to_owned());
+            mistakes.push(mistake!("path", "is missing; give the plugin's .wasm file"));
         }
         let is_unpinned = self.rollout.as_ref().is_some_and(|rollout| rollout.sha256.is_none());
         if is_unpinned && self.sha256.is_some() {
             mistakes.push(
-                "`sha256` pins the plugin, and its candidate is not pinned; give it `rollout.sha256`"
-                    .to_owned(),
+                mistake!(
+                    "sha256",
+                    "pins the plugin, and its candidate is not pinned; give it `rollout.sha256`"
+                )
+                .and("rollout"),
             );
         }
         if self.deadline.is_zero() || self.deadline > LONGEST_DEADLINE {
-            mistakes.push("`deadline` must be more than 0 and at most 60s".to_owned());
+            mistakes.push(mistake!("deadline", "must be more than 0 and at most 60s"));
         }
         if !(0.01..=1.0).contains(&self.time_budget.0) {
-            mistakes.push("`time_budget` must be 1% to 100%".to_owned());
+            mistakes.push(mistake!("time_budget", "must be 1% to 100%"));
         }
         if self.memory < ByteSize::kib(64) || self.memory > ByteSize::gib(4) {
-            mistakes.push("`memory` must be 64KiB to 4GiB".to_owned());
+            mistakes.push(mistake!("memory", "must be 64KiB to 4GiB"));
         }
         if self.max_shared_state < LEAST_SHARED_STATE {
-            mistakes.push(format!("`max_shared_state` must be at least {LEAST_SHARED_STATE}"));
+            mistakes.push(mistake!("max_shared_state", "must be at least {LEAST_SHARED_STATE}"));
         }
         if !self.config.is_object() {
-            mistakes.push("`config` must be a table".to_owned());
+            mistakes.push(mistake!("config", "must be a table"));
         }
         mistakes.extend(self.on_error.validate());
         mistakes.extend(self.quarantine.validate());
@@ -169,7 +173,8 @@ impl PluginConfig {
         let is_shadow = self.rollout.as_ref().is_some_and(|rollout| rollout.mode == RolloutMode::Shadow);
         if is_shadow && self.state == StateScope::Shared {
             mistakes.push(
-                "`rollout.mode = \"shadow\"` cannot see `state = \"shared\"`; try it as a canary".to_owned(),
+                mistake!("rollout.mode", "= \"shadow\" cannot see `state = \"shared\"`; try it as a canary")
+                    .and("state"),
             );
         }
         mistakes

@@ -11,6 +11,7 @@ use smart_default::SmartDefault;
 
 use crate::artifact::{self, PluginLoader, PluginTrust, RegistryConfig, TrustedKey, Versions};
 use crate::files::{DirError, OwnedDir};
+use crate::mistake::{Mistake, mistake};
 use crate::policy::config::plugin::PluginConfig;
 use crate::schema;
 use crate::wasm::{CompileLimits, RuntimeConfig, WasmFeature};
@@ -136,25 +137,26 @@ impl PoliciesConfig {
     }
 
     /// Mistakes in the values, one sentence each.
-    pub fn validate(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<Mistake> {
         let mut problems = Vec::new();
         if !(SHORTEST_DEBOUNCE..=LONGEST_DEBOUNCE).contains(&self.debounce) {
-            problems.push("`policies.debounce` must be 10ms to 10s".to_owned());
+            problems.push(mistake!("policies.debounce", "must be 10ms to 10s"));
         }
         if self.rescan_interval < SHORTEST_RESCAN {
-            problems.push(
-                "`policies.rescan_interval` must be at least 100ms; everything is read for it".to_owned(),
-            );
+            problems.push(mistake!(
+                "policies.rescan_interval",
+                "must be at least 100ms; everything is read for it"
+            ));
         }
         if !(2..=MOST_VERSIONS).contains(&self.keep_versions) {
-            problems.push(format!("`policies.keep_versions` must be 2 to {MOST_VERSIONS}"));
+            problems.push(mistake!("policies.keep_versions", "must be 2 to {MOST_VERSIONS}"));
         }
         problems.extend(self.registry.validate());
         if self.compile_memory < LEAST_COMPILE_MEMORY {
-            problems.push(format!("`policies.compile_memory` must be at least {LEAST_COMPILE_MEMORY}"));
+            problems.push(mistake!("policies.compile_memory", "must be at least {LEAST_COMPILE_MEMORY}"));
         }
         if !(SHORTEST_COMPILE..=LONGEST_COMPILE).contains(&self.compile_timeout) {
-            problems.push("`policies.compile_timeout` must be 1s to 1h".to_owned());
+            problems.push(mistake!("policies.compile_timeout", "must be 1s to 1h"));
         }
         problems
     }

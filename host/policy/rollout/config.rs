@@ -8,6 +8,7 @@ use smart_default::SmartDefault;
 
 use crate::artifact::PluginSource;
 use crate::digest::Digest;
+use crate::mistake::{Mistake, mistake};
 use crate::schema;
 
 /// A candidate and its rollout.
@@ -74,10 +75,10 @@ pub struct Fraction(pub f64);
 
 impl RolloutConfig {
     /// Mistakes in these settings, each with its remedy.
-    pub(in crate::policy) fn validate(&self) -> Vec<String> {
+    pub(in crate::policy) fn validate(&self) -> Vec<Mistake> {
         let mut mistakes = Vec::new();
         if self.path.is_empty() {
-            mistakes.push("`rollout.path` is missing; give the candidate's .wasm file".to_owned());
+            mistakes.push(mistake!("rollout.path", "is missing; give the candidate's .wasm file"));
         }
         let shares = [
             ("weight", self.weight),
@@ -86,11 +87,11 @@ impl RolloutConfig {
         ];
         for (name, Fraction(weight)) in shares {
             if !(0.0..=1.0).contains(&weight) {
-                mistakes.push(format!("`rollout.{name}` must be 0% to 100%"));
+                mistakes.push(mistake!("rollout.{name}", "must be 0% to 100%"));
             }
         }
         if self.thresholds.latency.is_nan() || self.thresholds.latency < 1.0 {
-            mistakes.push("`rollout.thresholds.latency` must be at least 1".to_owned());
+            mistakes.push(mistake!("rollout.thresholds.latency", "must be at least 1"));
         }
         mistakes
     }
@@ -127,13 +128,13 @@ pub enum QuarantineAction {
 
 impl QuarantineConfig {
     /// Mistakes in the values, one sentence each.
-    pub(in crate::policy) fn validate(&self) -> Vec<String> {
+    pub(in crate::policy) fn validate(&self) -> Vec<Mistake> {
         let mut mistakes = Vec::new();
         if !(1..=MOST).contains(&self.max_failures) {
-            mistakes.push(format!("`quarantine.max_failures` must be 1 to {MOST}"));
+            mistakes.push(mistake!("quarantine.max_failures", "must be 1 to {MOST}"));
         }
         if self.window.is_zero() {
-            mistakes.push("`quarantine.window` must be more than 0".to_owned());
+            mistakes.push(mistake!("quarantine.window", "must be more than 0"));
         }
         mistakes
     }

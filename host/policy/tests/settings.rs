@@ -53,13 +53,19 @@ fn every_violation_is_reported_before_init_is_called() {
     let engine = Engine::new();
     let wrong = configured(plugin.clone(), json!({ "limit": 0, "wrods": [] }));
     let refused = Policies::start_with(engine.setup(), &[wrong]).unwrap_err().problems;
-    let [problem] = &refused[..] else { panic!("{refused:?}") };
-    assert_eq!(
-        problem.message,
-        "has settings that its schema does not accept: config.words: missing, but required; \
-         config.limit: must be at least 1, and is 0; config.wrods: unknown key; the keys are `limit`, `words`"
-    );
-    assert_eq!(problem.kind, ProblemKind::Settings);
+    let expected = [
+        ("words", "config.words: missing, but required"),
+        ("limit", "config.limit: must be at least 1, and is 0"),
+        ("wrods", "config.wrods: unknown key; the keys are `limit`, `words`"),
+    ];
+    assert_eq!(refused.len(), expected.len(), "{refused:?}");
+    for (problem, (key, violation)) in refused.iter().zip(expected) {
+        assert_eq!(problem.message, format!("has settings that its schema does not accept: {violation}"));
+        assert_eq!(
+            (&problem.key[..], problem.kind),
+            (&["config".into(), key.into()][..], ProblemKind::Settings)
+        );
+    }
     let right = engine.refusal(&[configured(plugin, json!({ "words": [] }))]);
     assert!(right[0].contains("could not start: trapped"), "`init` is called now: {right:?}");
 }
@@ -67,7 +73,7 @@ fn every_violation_is_reported_before_init_is_called() {
 #[test]
 fn bundled_policies_describe_their_settings() {
     let engine = Engine::new();
-    let word = |config: Value| engine.refusal(&[bundled("keyword_filter", config)]).remove(0);
+    let word = |config: Value| engine.refusal(&[bundled("keyword_filter", config)]).join("\n");
     let why = word(json!({ "words": ["a", ""], "action": "mark", "ignore-case": true }));
     for violation in [
         "config.words[1]: must have at least 1 characters",
@@ -77,12 +83,12 @@ fn bundled_policies_describe_their_settings() {
         assert!(why.contains(violation), "{why}");
     }
     let rule =
-        engine.refusal(&[bundled("offline_rules", json!({ "rules": [{ "acton": "drop" }] }))]).remove(0);
+        engine.refusal(&[bundled("offline_rules", json!({ "rules": [{ "acton": "drop" }] }))]).join("\n");
     for violation in ["config.rules[0].acton: unknown key", "config.rules[0].action: missing"] {
         assert!(rule.contains(violation), "{rule}");
     }
     let nested = json!({ "cooldown": { "within": 1, "rooms": ["*_1"] }, "duplicates": null });
-    let guard = engine.refusal(&[bundled("duplicate_guard", nested)]).remove(0);
+    let guard = engine.refusal(&[bundled("duplicate_guard", nested)]).join("\n");
     for violation in
         ["config.cooldown.within: expected a string, and is 1", "config.cooldown.rooms[0]: must match"]
     {
@@ -153,7 +159,7 @@ fn a_refused_configuration_leaves_the_active_set_alone() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let wrong = configured(right, json!({ "words": "spam" }));
     let refused = runtime.block_on(policies.replace(vec![wrong])).unwrap_err();
-    assert!(refused.to_string().contains("config.words: expected an array, and is \"spam\""), "{refused}");
+    assert!(refused.to_string().contains("config.words: expected a list, and is \"spam\""), "{refused}");
     let status = policies.status();
     assert!(status.plugins[0].settings.is_some());
     assert!(status.last_refusal.is_some_and(|refusal| refusal.errors[0].contains("config.words: expected")));

@@ -8,6 +8,7 @@ use reqwest::Url;
 use smart_default::SmartDefault;
 
 use super::sampler::Sampler;
+use crate::mistake::{Mistake, mistake};
 use crate::schema;
 
 /// `[traces]`: which messages are traced, and where their spans go.
@@ -65,27 +66,34 @@ impl Config {
     }
 
     /// Mistakes in the values, one sentence each.
-    pub fn validate(&self) -> Vec<String> {
-        let mut problems: Vec<String> = self.endpoint().err().iter().map(ToString::to_string).collect();
+    pub fn validate(&self) -> Vec<Mistake> {
+        let mut problems =
+            Vec::from_iter(self.endpoint().err().map(|error| Mistake::about("traces.endpoint", error)));
         if !(0.0..=1.0).contains(&self.sample_ratio) {
-            problems.push(format!("`traces.sample_ratio` is {}; it must be from 0 to 1", self.sample_ratio));
+            problems.push(mistake!(
+                "traces.sample_ratio",
+                "is {}; it must be from 0 to 1",
+                self.sample_ratio
+            ));
         }
         if self.timeout.is_zero() {
-            problems.push("`traces.timeout` is 0; it must be greater".to_owned());
+            problems.push(mistake!("traces.timeout", "is 0; it must be greater"));
         }
         problems
     }
 
     /// Valid values that are probably not intended.
-    pub fn warnings(&self) -> Vec<String> {
+    pub fn warnings(&self) -> Vec<Mistake> {
         let Ok(Some(url)) = self.endpoint() else {
             let is_alone = self.endpoint.is_empty() && self.headers_file.is_some();
-            let text = "`traces.headers_file` is set, but `traces.endpoint` is not: nothing is traced";
-            return is_alone.then(|| text.to_owned()).into_iter().collect();
+            let text = "is set, but `traces.endpoint` is not: nothing is traced";
+            let warning = || mistake!("traces.headers_file", "{text}").and("traces.endpoint");
+            return is_alone.then(warning).into_iter().collect();
         };
         let is_open = url.scheme() == "http" && !url.host_str().is_some_and(is_loopback);
-        let text = "`traces.endpoint` is not https: what `traces.headers_file` has is readable on the way";
-        (is_open && self.headers_file.is_some()).then(|| text.to_owned()).into_iter().collect()
+        let text = "is not https: what `traces.headers_file` has is readable on the way";
+        let warning = || mistake!("traces.endpoint", "{text}");
+        (is_open && self.headers_file.is_some()).then(warning).into_iter().collect()
     }
 
     /// Resolves relative paths against this directory.
@@ -126,12 +134,15 @@ mod tests {
         assert_eq!((Config::default().validate(), Config::default().warnings()), (vec![], vec![]));
         for wrong in ["127.0.0.1:4318", "grpc://collector:4317", "http://", "https://u:p@collector/"] {
             let problems = of(wrong).validate();
-            assert!(problems.len() == 1 && problems[0].starts_with("`traces.endpoint`"), "{problems:?}");
-            assert!(!problems[0].contains("u:p@"), "{problems:?}");
+            assert!(problems.len() == 1 && problems[0].text.starts_with("`traces.endpoint`"), "{problems:?}");
+            assert!(!problems[0].text.contains("u:p@"), "{problems:?}");
         }
         let wrong = Config { sample_ratio: f64::NAN, timeout: Duration::ZERO, ..Config::default() };
         let problems = wrong.validate();
-        assert!(problems[0].contains("sample_ratio") && problems[1].contains("timeout"), "{problems:?}");
+        assert!(
+            problems[0].text.contains("sample_ratio") && problems[1].text.contains("timeout"),
+            "{problems:?}"
+        );
         let headers = |endpoint| Config { headers_file: Some("h".into()), ..of(endpoint) }.warnings().len();
         let endpoints = ["", "http://collector:4318", "http://[::1]:4318", "https://collector"];
         assert_eq!(endpoints.map(headers), [1, 1, 0, 0]);

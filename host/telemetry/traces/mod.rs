@@ -23,6 +23,7 @@ use anyhow::Context as _;
 use prometheus_client::registry::Registry;
 use tokio::sync::mpsc;
 
+use crate::mistake::Mistake;
 use collector::CollectorClient;
 pub use config::Config;
 use export::ExportProblem;
@@ -48,8 +49,8 @@ struct ActiveTracer {
 }
 
 /// What is wrong with the file of headers.
-pub fn headers_problem(config: &Config) -> Option<String> {
-    collector::read_headers(config).err().map(|error| error.to_string())
+pub fn headers_problem(config: &Config) -> Option<Mistake> {
+    collector::read_headers(config).err().map(|error| Mistake::about("traces.headers_file", error))
 }
 
 /// Asks the collector to take no spans; `None` if nothing is traced.
