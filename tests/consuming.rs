@@ -115,15 +115,24 @@ async fn an_unreadable_batch_is_reported_and_can_be_skipped() {
     reasons(&first, "halley offsets skip").await;
     assert!(lobby.heard().keys().any(|word| word.starts_with("more")), "the other partition goes on");
 
-    let skip = async || {
+    let skip_in = async |topic: &str, partition: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_halley"));
-        command.args(["offsets", "skip", "--topic", &lobby.topic, "--partition", "0", "--config"]);
+        command.args(["offsets", "skip", "--topic", topic, "--partition", partition, "--config"]);
         command.arg(first.file());
         tokio::task::spawn_blocking(move || command.output())
             .await
             .expect("no panic")
             .expect("the binary runs")
     };
+    let skip = async || skip_in(&lobby.topic, "0").await;
+    for (topic, partition, why) in [
+        ("nowhere", "0", "topic `nowhere` not found"),
+        (lobby.topic.as_str(), "7", "has no partition 7: it has 2, from 0 on"),
+    ] {
+        let wrong = skip_in(topic, partition).await;
+        let said = String::from_utf8_lossy(&wrong.stderr).into_owned();
+        assert!(wrong.status.code() == Some(1) && said.contains(why), "{said}");
+    }
     let refused = skip().await;
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");
     assert!(String::from_utf8_lossy(&refused.stderr).contains("members"), "{refused:?}");

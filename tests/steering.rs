@@ -86,7 +86,13 @@ async fn what_cannot_be_done_is_explained() {
     assert_eq!((keys.len(), keys[0]), (7, &json!("action")), "{described}");
     let shown = succeeded(&run(&["settings", "one"]));
     assert!(shown.contains("required") && shown.contains("What to look for."), "{shown}");
-    assert!(failed(&run(&["settings", "nobody"])).contains("plugin `nobody` not found"));
+    let nobody = failed(&run(&["settings", "nobody"]));
+    assert!(nobody.contains("plugin `nobody` not found; active: `one`, `other`"), "{nobody}");
+    let file = run(&["settings", &bundled]);
+    let said = String::from_utf8_lossy(&file.stderr).into_owned();
+    assert!(file.status.code() == Some(2) && said.contains("halley plugin inspect"), "{said}");
+    let unknown = gateway.get("/v1/nothing").await;
+    assert!(unknown.status == 404 && unknown.body.contains("unknown path; there are"), "{}", unknown.body);
 
     let nobody = halley(&["plugin", "status", "--gateway", "http://127.0.0.1:1"]);
     assert!(failed(&nobody).contains("gateway unreachable at http://127.0.0.1:1/"), "{nobody:?}");

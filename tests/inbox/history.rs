@@ -83,6 +83,12 @@ async fn a_rooms_messages_are_kept_once_and_read_in_pages() {
         .expect("it runs");
     let page: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
     assert_eq!(bodies(&page), ["39", "38", "37"]);
+    let none = Command::new(env!("CARGO_BIN_EXE_halley"))
+        .args(["history", "read", "lobby", "--config", &file])
+        .output()
+        .expect("it runs");
+    let said = String::from_utf8_lossy(&none.stdout).into_owned();
+    assert!(none.status.success() && said.contains("`[history] rooms` does not cover the room"), "{said}");
 }
 
 /// One entry instead of one for each absent member.
