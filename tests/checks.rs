@@ -98,6 +98,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ),
     ("[log]\nlevel = \"x\"", "`log.level`"),
     ("[admin]\nlisten = \"9093\"", "`admin.listen` is `9093`"),
+    ("[admin]\nprotect_metrics = true", "`admin.protect_metrics` needs a token"),
 ];
 
 #[test]
@@ -169,6 +170,7 @@ fn probable_mistakes_are_reported_as_warnings() {
             "is refused under that name until the brokers' session of it has ended",
         ),
         ("[delivery]\nmax_in_flight_bytes = \"256\"", None, "is 256 bytes"),
+        ("[archive]\nurl = \"mysql://halley:x@db/halley\"", None, "`archive.url` does not require TLS"),
         (
             "[admin]\nlisten = \"0.0.0.0:9093\"",
             Some(("HALLEY_ADMIN_TOKEN", "0123456789abcdef")),
@@ -182,6 +184,26 @@ fn probable_mistakes_are_reported_as_warnings() {
             "{toml}\n{said}"
         );
     }
+}
+
+#[test]
+fn a_secret_in_a_file_that_others_read_is_a_warning() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = folder("checks");
+    let file = folder.path().join("halley.toml");
+    secret(&file, "\n[redis]\nurl = \"redis://halley:hunter2@127.0.0.1\"\n");
+    let said = || {
+        let checked = halley(folder.path(), &["check"], &[]);
+        assert!(checked.status.success(), "{checked:?}");
+        text(&checked.stderr)
+    };
+    assert_eq!(said(), "");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).expect("a mode");
+    let warned = said();
+    let expected = "warning: halley.toml:3: `redis.url` is a secret, and the file is readable by all users";
+    assert!(warned.contains(expected) && !warned.contains("hunter2"), "{warned}");
+    std::fs::write(&file, "[redis]\nurl = \"redis://127.0.0.1\"").expect("written");
+    assert_eq!(said(), "", "nothing secret is in it");
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! The `[archive]` section.
 
+use std::net::IpAddr;
 use std::str::FromStr as _;
 use std::time::Duration;
 
 use smart_default::SmartDefault;
-use sqlx::mysql::MySqlConnectOptions;
+use sqlx::mysql::{MySqlConnectOptions, MySqlSslMode};
 
 use crate::kafka::topic_problem;
 use crate::mistake::{Mistake, mistake};
@@ -124,6 +125,21 @@ impl Config {
         }
         problems
     }
+
+    /// Valid values that are probably not intended.
+    pub fn warnings(&self) -> Vec<Mistake> {
+        let Ok(options) = self.connect_options() else { return Vec::new() };
+        let host = options.get_host();
+        let is_here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        let is_chosen = !matches!(options.get_ssl_mode(), MySqlSslMode::Preferred);
+        if is_here || is_chosen || options.get_socket().is_some() {
+            return Vec::new();
+        }
+        vec![mistake!(
+            "archive.url",
+            "does not require TLS (`ssl-mode`): messages and the password may travel in the clear, and nobody verifies the server; add ?ssl-mode=VERIFY_IDENTITY&ssl-ca=/path/to/ca.pem, or ?ssl-mode=DISABLED where something else encrypts"
+        )]
+    }
 }
 
 /// The length of a day partition.
@@ -150,6 +166,15 @@ mod tests {
         let secret = Config { url: "mysql://ann:hunter2@db/halley".into(), ..Config::default() };
         assert_eq!(secret.validate(), []);
         assert!(!format!("{secret:?}").contains("hunter2"));
+        for (url, warned) in [
+            ("mysql://ann:x@db/halley", true),
+            ("mysql://ann:x@127.0.0.1/halley", false),
+            ("mysql://ann:x@db/halley?ssl-mode=REQUIRED", false),
+            ("mysql://ann:x@db/halley?ssl-mode=DISABLED", false),
+        ] {
+            let config = Config { url: url.into(), ..Config::default() };
+            assert_eq!(config.warnings().len(), usize::from(warned), "{url}: {:?}", config.warnings());
+        }
         let odd = Config { max_rows: 0, retention: DAY / 2, topic: "a b".into(), ..Config::default() };
         assert_eq!(odd.validate().len(), 3, "{:?}", odd.validate());
     }

@@ -6,7 +6,10 @@ use serde_json::Value;
 
 use crate::config::Config;
 use crate::config::environment;
-use crate::config::load::{load, names_secret};
+use crate::config::load::{LARGEST, load, names_secret};
+use crate::config::origins::Origins;
+use crate::files::{self, ReadError};
+use crate::mistake::Mistake;
 
 /// The value of one key.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -37,6 +40,21 @@ impl Config {
             values.push(ActiveValue { key, value, source });
         });
         Ok(values)
+    }
+
+    /// A secret in a file that other users may read or write.
+    pub(super) fn exposed_secret(&self, file: &Path, origins: &Origins) -> Option<Mistake> {
+        let Err(ReadError::Exposed(why)) = files::read_secret(file, LARGEST) else { return None };
+        let mut secret = None;
+        walk(Vec::new(), serde_json::to_value(self).ok()?, &mut |key, value| {
+            if origins.line(&key).is_some() && masked(&key, value.clone()) != value {
+                secret.get_or_insert(key);
+            }
+        });
+        let key = secret?;
+        let text =
+            format!("`{}` is a secret, and the file {why}; or set it in the environment", key.join("."));
+        Some(Mistake { keys: vec![key], text })
     }
 
     /// The keys whose values differ.

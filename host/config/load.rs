@@ -21,7 +21,7 @@ use crate::files;
 use crate::mistake::Mistake;
 
 /// Maximum size of a configuration file, in bytes.
-const LARGEST: u64 = 16 * 1024 * 1024;
+pub(super) const LARGEST: u64 = 16 * 1024 * 1024;
 /// Loading stops after this many mistakes.
 const MOST_MISTAKES: usize = 50;
 
@@ -91,7 +91,8 @@ impl Config {
         report.config.resolve_paths(&base);
         report.add(report.config.validate());
         report.add(report.config.contradictions());
-        let warnings = report.located(report.config.warnings());
+        let exposed = file.and_then(|file| report.config.exposed_secret(file, &report.origins));
+        let warnings = report.located(report.config.warnings().into_iter().chain(exposed));
         report.warnings.extend(warnings);
         report
     }

@@ -202,6 +202,7 @@ impl Config {
         warnings.extend(self.admin.warnings());
         warnings.extend(self.api.warnings());
         warnings.extend(self.traces.warnings());
+        warnings.extend(self.archive.warnings());
         if self.comets.connect_timeout > self.delivery.request_timeout {
             let warning = mistake!(
                 "comets.connect_timeout",

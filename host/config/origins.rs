@@ -59,6 +59,11 @@ impl Origins {
         self.find(path).map(|(place, _)| place)
     }
 
+    /// The line of the value at this path; `None` if it is not from the file.
+    pub(super) fn line(&self, path: &[String]) -> Option<usize> {
+        self.find(path)?.1
+    }
+
     fn find(&self, path: &[String]) -> Option<(String, Option<usize>)> {
         let variable = (1..=path.len()).rev().find_map(|length| self.variables.get(&path[..length]));
         if let Some(variable) = variable {
