@@ -39,13 +39,32 @@ pub(crate) fn parse(text: &str) -> Result<SystemTime, InvalidTime> {
 
 /// Milliseconds since 1970; 0 for earlier times.
 pub(crate) fn to_ms(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    millis(time.duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 
 /// The same in the type of a record's timestamp.
 pub(crate) fn to_record_ms(time: SystemTime) -> i64 {
     i64::try_from(to_ms(time)).unwrap_or(i64::MAX)
+}
+
+/// The present time, as [`to_ms`] gives it.
+pub(crate) fn now_ms() -> u64 {
+    to_ms(SystemTime::now())
+}
+
+/// The present time, as [`to_record_ms`] gives it.
+pub(crate) fn now_record_ms() -> i64 {
+    to_record_ms(SystemTime::now())
+}
+
+/// A duration in milliseconds.
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The same in the type of a record's timestamp.
+pub(crate) fn record_millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// Formats a time for people; `None` before 1970 and after the year 9999.

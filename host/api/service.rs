@@ -18,6 +18,7 @@ use crate::inbox::{Cursor, DeviceId, Owner, Page, PageQuery, Standing, Unavailab
 use crate::message::{ConnectionId, UserId};
 use crate::replay::{ReplayError, Replayed};
 use crate::telemetry::{Counter, Family, Gauge, Histogram, at_zero, label_enum, latency_histogram, metrics};
+use crate::time::now_ms;
 
 /// Pages that are read at a time: each takes up to 1 MiB.
 const READS: LimiterConfig =
@@ -174,9 +175,7 @@ impl InboxService {
             match cursor {
                 // Nothing has been seen.
                 Cursor::Before(_) => Ok(inbox.standing(user, Some(device)).await?),
-                Cursor::At(position)
-                    if position.ms > crate::time::to_ms(std::time::SystemTime::now()) + MAX_CLOCK_SKEW_MS =>
-                {
+                Cursor::At(position) if position.ms > now_ms() + MAX_CLOCK_SKEW_MS => {
                     Err(ApiError::invalid("cursor", "it lies in the future; pass one as it was returned"))
                 }
                 Cursor::At(position) => Ok(inbox.acknowledge(user, device, position).await?),

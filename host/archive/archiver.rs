@@ -8,7 +8,7 @@
 //! database cannot be used, records are held, Kafka keeps what is not read, and [`Stalls`] says why.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use sqlx::mysql::MySqlConnection;
@@ -132,7 +132,7 @@ impl Archiver {
     async fn maintain_once(&self) -> Result<(), DatabaseError> {
         let mut connection = self.database.connect().await?;
         schema::check(&mut connection).await?;
-        let now = time::to_record_ms(SystemTime::now());
+        let now = time::now_record_ms();
         let done = day_partitions::maintain(&mut connection, now, self.config.retention).await;
         self.database.close(connection).await;
         Ok(done?)

@@ -12,7 +12,15 @@ use crate::mistake::{Mistake, mistake};
 use crate::schema;
 
 /// The `[archive]` section.
-#[derive(Clone, PartialEq, SmartDefault, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
+#[derive(
+    Clone,
+    PartialEq,
+    SmartDefault,
+    derive_more::Debug,
+    serde::Deserialize,
+    serde::Serialize,
+    schemars::JsonSchema,
+)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Whether each message that is stored for absent users is also written to `topic`, before its
@@ -27,6 +35,7 @@ pub struct Config {
     /// The database: `mysql://user:password@host[:port]/database`. Gateways with a URL archive as
     /// well; without one, `halley archive` has to run elsewhere. `ssl-mode` (`REQUIRED`, `VERIFY_CA`,
     /// `VERIFY_IDENTITY`), `ssl-ca`, `ssl-cert` and `ssl-key` are its properties for TLS.
+    #[debug(skip)] // It contains a password.
     pub url: String,
     /// How long messages are kept, counted from the day on which they were sent.
     #[serde(with = "schema::Duration")]
@@ -47,18 +56,6 @@ pub struct Config {
     #[serde(with = "schema::Duration")]
     #[default(Duration::from_secs(60))]
     pub write_timeout: Duration,
-}
-
-/// The URL contains a password.
-impl std::fmt::Debug for Config {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Config")
-            .field("enabled", &self.enabled)
-            .field("topic", &self.topic)
-            .field("group", &self.group)
-            .field("retention", &self.retention)
-            .finish_non_exhaustive()
-    }
 }
 
 /// A `[archive] url` that cannot be used. The message does not repeat it: it may contain a password.

@@ -14,6 +14,8 @@ use tracing::info;
 
 use super::tables::{TABLES, Table};
 
+use crate::time::record_millis;
+
 /// Days that have a partition before they begin.
 const DAYS_AHEAD: i64 = 14;
 /// The length of a day in milliseconds.
@@ -44,8 +46,7 @@ fn changes(existing: &[DayPartition], now_ms: i64, retention: Duration) -> Parti
     let today = now_ms.div_euclid(DAY_MS);
     let next = newest.map_or(today, |before| before.div_euclid(DAY_MS));
     let add = (next..=today + DAYS_AHEAD).map(day).collect();
-    let retention = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
-    let oldest = now_ms.saturating_sub(retention);
+    let oldest = now_ms.saturating_sub(record_millis(retention));
     let expired = |partition: &&DayPartition| partition.before_ms.is_some_and(|before| before <= oldest);
     let mut drop: Vec<_> = existing.iter().filter(expired).map(|partition| partition.name.clone()).collect();
     // A table has at least one partition, and there is always the last.

@@ -18,6 +18,7 @@ use crate::inbox::{
     OlderEntries, OlderMessages, OlderRange, OlderUnavailable, Owner, Reference, StoredMessage,
 };
 use crate::telemetry::LogThrottle;
+use crate::time::record_millis;
 
 /// How long a page waits for the database.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -98,7 +99,7 @@ impl ArchivedMessages {
     }
 
     fn stored(&self, message: ArchivedMessage) -> StoredMessage {
-        let retention_ms = i64::try_from(self.retention.as_millis()).unwrap_or(i64::MAX);
+        let retention_ms = record_millis(self.retention);
         let expires_ms = match message.expires_ms {
             0 => message.position.sent_ms.saturating_add(retention_ms),
             expires_ms => expires_ms,

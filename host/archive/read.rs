@@ -1,7 +1,6 @@
 //! Reads messages of one user or room, and erases those of a user.
 
 use std::collections::HashMap;
-use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
@@ -14,7 +13,7 @@ use super::tables::{HISTORY, INBOX, Table};
 use super::{Config, InvalidUrl};
 use crate::inbox::{BodyReference, OlderRange, Owner, Position, Reference};
 use crate::message::UserId;
-use crate::time;
+use crate::time::now_record_ms;
 
 /// Connections for reading.
 const CONNECTIONS: u32 = 4;
@@ -55,7 +54,7 @@ impl Archive {
         let mut query = QueryBuilder::<MySql>::new(select(&table));
         // The index has this order; sorting all of a user's messages could take seconds.
         query.push(format!(" FORCE INDEX ({order}) WHERE {owner} = ")).push_bind(id);
-        query.push(" AND (expires_ms = 0 OR expires_ms > ").push_bind(now_ms()).push(")");
+        query.push(" AND (expires_ms = 0 OR expires_ms > ").push_bind(now_record_ms()).push(")");
         for (compare, bound) in [('>', range.from), ('<', range.to)] {
             let Some(place) = bound else { continue };
             // Written out: MySQL uses only a prefix of the key for a comparison of tuples.
@@ -144,7 +143,7 @@ impl Archive {
     /// # Errors
     /// If the database cannot be used now. Erasing again continues.
     pub async fn erase(&self, user: &UserId) -> Result<u64, DatabaseError> {
-        let (user, erased_ms) = (user.as_str().as_bytes(), now_ms());
+        let (user, erased_ms) = (user.as_str().as_bytes(), now_record_ms());
         let note = sqlx::query(
             "INSERT INTO halley_erased (user, erased_ms) VALUES (?, ?) \
              ON DUPLICATE KEY UPDATE erased_ms = GREATEST(erased_ms, VALUES(erased_ms))",
@@ -208,8 +207,4 @@ fn entry(row: &MySqlRow) -> sqlx::Result<(Position, ArchivedMessage)> {
         reference,
     };
     Ok((Position { ms: row.try_get(9)?, number: row.try_get(10)? }, message))
-}
-
-fn now_ms() -> i64 {
-    time::to_record_ms(SystemTime::now())
 }

@@ -2,8 +2,6 @@
 //!
 //! `halley archive init` creates and migrates them, in steps that are never changed once released.
 
-use std::time::SystemTime;
-
 use sqlx::AssertSqlSafe;
 use sqlx::mysql::MySqlConnection;
 
@@ -102,7 +100,7 @@ pub fn statements() -> Vec<String> {
 
 /// The statements that lead from this version to the next.
 fn step(from: i64) -> Vec<String> {
-    let days = day_partitions::definition(time::to_record_ms(SystemTime::now()));
+    let days = day_partitions::definition(time::now_record_ms());
     let step = usize::try_from(from).ok().and_then(|from| STEPS.get(from)).copied().unwrap_or_default();
     let mut statements: Vec<String> = step.iter().map(|text| text.replace("{days}", &days)).collect();
     statements.push(format!("INSERT INTO halley_archive_version (version) VALUES ({})", from + 1));

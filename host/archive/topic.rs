@@ -1,7 +1,6 @@
 //! The gateway's side: writes stored messages to the archive topic.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use tokio::sync::Semaphore;
 
@@ -11,7 +10,7 @@ use crate::inbox::Position;
 use crate::kafka::{OutgoingRecord, Producer, WriteError};
 use crate::message::{Message, TraceContext};
 use crate::telemetry::LogThrottle;
-use crate::time;
+use crate::time::now_record_ms;
 
 /// Writes stored messages to the archive topic. Cheap to clone.
 #[derive(Clone)]
@@ -47,7 +46,7 @@ impl ArchiveTopic {
         recipients: &[ArchiveRecipient<'_>],
         reference: Option<Position>,
     ) -> Result<(), WriteError> {
-        self.write(message, trace, encode(message, recipients, reference, now_ms())).await?;
+        self.write(message, trace, encode(message, recipients, reference, now_record_ms())).await?;
         self.metrics.messages.inc_by(recipients.len() as u64);
         Ok(())
     }
@@ -62,7 +61,7 @@ impl ArchiveTopic {
         trace: Option<TraceContext<'_>>,
         place: Position,
     ) -> Result<(), WriteError> {
-        self.write(message, trace, encode_history(message, place, now_ms())).await?;
+        self.write(message, trace, encode_history(message, place, now_record_ms())).await?;
         self.metrics.room_messages.inc();
         Ok(())
     }
@@ -97,8 +96,4 @@ impl ArchiveTopic {
         };
         self.producer.write_whole(&self.topic, record).await
     }
-}
-
-fn now_ms() -> i64 {
-    time::to_record_ms(SystemTime::now())
 }

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use super::{GuardClaim, Guards, Unavailable};
 use crate::expiring::ExpiringMap;
 use crate::message::MessageId;
+use crate::redis_client::lifetime_ms;
 
 /// Claims in memory, by key, with the messages that hold them. Beyond the capacity, the claims that
 /// expire soonest are dropped.
@@ -26,7 +27,7 @@ impl MemoryGuards {
         let mut claim = |claim: &GuardClaim| match owners.get(&claim.key, now) {
             Some(owner) => *owner == claim.message,
             None => {
-                let ttl = Duration::from_millis(claim.millis());
+                let ttl = Duration::from_millis(lifetime_ms(claim.ttl));
                 owners.insert(claim.key.clone(), claim.message.clone(), ttl, now);
                 true
             }

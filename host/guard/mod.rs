@@ -30,15 +30,6 @@ pub struct GuardClaim {
     pub message: MessageId,
 }
 
-impl GuardClaim {
-    /// The duration in milliseconds, as Redis expects it.
-    fn millis(&self) -> u64 {
-        // A century: Redis rejects durations that overflow when added to the current time.
-        const LONGEST: u128 = 100 * 365 * 24 * 3600 * 1000;
-        self.ttl.as_millis().clamp(1, LONGEST) as u64
-    }
-}
-
 /// Stores claims.
 #[async_trait]
 pub trait Guards: Send + Sync + 'static {

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use redis::{Cmd, Value};
 
 use super::{GuardClaim, Guards, Unavailable};
-use crate::redis_client::{RedisClient, denial};
+use crate::redis_client::{RedisClient, denial, lifetime_ms};
 
 /// Claims under `<prefix>guard:` in Redis. The value of a key is the id of the claiming message, so a
 /// claim can be sent twice. After a failover, claims that had not been replicated can be made again.
@@ -55,5 +55,11 @@ impl Guards for RedisGuards {
 }
 
 fn set_if_absent(key: &str, claim: &GuardClaim) -> Cmd {
-    redis::cmd("SET").arg(key).arg(claim.message.as_str()).arg("NX").arg("PX").arg(claim.millis()).take()
+    redis::cmd("SET")
+        .arg(key)
+        .arg(claim.message.as_str())
+        .arg("NX")
+        .arg("PX")
+        .arg(lifetime_ms(claim.ttl))
+        .take()
 }

@@ -8,10 +8,11 @@ use redis::{Cmd, Value};
 use super::byte_limit::ByteLimit;
 use super::lookback::Lookback;
 use super::{Config, Metrics, Unavailable};
-use crate::inbox::{self, Owner, Position};
+use crate::inbox::{Owner, Position};
 use crate::message::{Message, RoomId};
-use crate::redis_client::{RedisClient, Refusal, elements, refusal, text};
+use crate::redis_client::{RedisClient, Refusal, elements, lifetime_ms, refusal, text};
 use crate::telemetry::LogThrottle;
+use crate::time::now_record_ms;
 
 /// The names of the operations in metrics.
 const LOOK: &str = "look_history";
@@ -185,13 +186,13 @@ impl RedisRoomHistory {
     }
 
     fn append(&self, key: &str, message: &Message) -> Cmd {
-        let now = inbox::now_ms();
+        let now = now_record_ms();
         let mut command = redis::cmd("XADD");
         command.arg(key).arg("MAXLEN").arg("=").arg(self.config.max_per_room).arg("*");
         command.arg("id").arg(message.id.as_str()).arg("op").arg(message.operation);
         command.arg("body").arg(&message.body[..]);
         command.arg("ts").arg(message.record.timestamp_ms.unwrap_or(now));
-        command.arg("expires").arg(now.saturating_add(self.retention_ms()));
+        command.arg("expires").arg(now.saturating_add_unsigned(lifetime_ms(self.config.retention)));
         if is_redriven(message) {
             command.arg("redriven").arg(1);
         }
@@ -200,19 +201,13 @@ impl RedisRoomHistory {
 
     /// The commands that bound a history in time, the age by Redis' clock.
     fn bounds(&self, key: &str, known: Option<&Known>) -> Vec<Cmd> {
-        let retention_ms = self.retention_ms();
-        let mut commands = vec![redis::cmd("PEXPIRE").arg(key).arg(retention_ms.max(1)).to_owned()];
+        let retention_ms = lifetime_ms(self.config.retention);
+        let mut commands = vec![redis::cmd("PEXPIRE").arg(key).arg(retention_ms).to_owned()];
         if let Some(redis_ms) = known.and_then(|known| known.redis_ms) {
-            let oldest = redis_ms.saturating_sub(retention_ms.unsigned_abs());
+            let oldest = redis_ms.saturating_sub(retention_ms);
             commands.push(redis::cmd("XTRIM").arg(key).arg("MINID").arg("~").arg(oldest).to_owned());
         }
         commands
-    }
-
-    fn retention_ms(&self) -> i64 {
-        // A century: Redis rejects durations that overflow when added to the current time.
-        const LONGEST: u128 = 100 * 365 * 24 * 3600 * 1000;
-        self.config.retention.as_millis().min(LONGEST) as i64
     }
 
     /// The places of the messages that their rooms have.

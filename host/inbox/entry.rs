@@ -9,6 +9,7 @@ use super::cursor::Position;
 use crate::decision::AbsenceCause;
 use crate::message::{ConnectionId, Message, MessageId, RoomId, UserId};
 use crate::redis_client::Unavailable;
+use crate::time::record_millis;
 
 /// One message for one user.
 #[derive(Debug, Clone)]
@@ -118,7 +119,7 @@ impl StoredMessage {
 
     pub(super) fn new(entry: &InboxEntry, stored_ms: i64, retention: Duration) -> Self {
         let message = &entry.message;
-        let retention_ms = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
+        let retention_ms = record_millis(retention);
         Self {
             id: message.id.clone(),
             operation: message.operation,

@@ -1,7 +1,6 @@
 //! Inboxes in memory: for the demo, `memory://` and tests.
 
 use std::collections::{HashMap, VecDeque};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -10,10 +9,9 @@ use super::cursor::{Cursor, Position};
 use super::entry::returned;
 use super::page::{DeviceId, Page, PageBuilder, PageQuery, Standing};
 use super::reader::InboxReader;
-use super::{
-    Config, Inbox, InboxEntry, Metrics, Mode, PartialStore, Stored, StoredMessage, Unavailable, now_ms,
-};
+use super::{Config, Inbox, InboxEntry, Metrics, Mode, PartialStore, Stored, StoredMessage, Unavailable};
 use crate::message::{ConnectionId, UserId};
+use crate::time::{now_record_ms, record_millis};
 
 /// Maximum number of inboxes; above it the oldest inbox is evicted.
 const MAX_USERS: usize = 100_000;
@@ -56,7 +54,7 @@ impl MemoryInbox {
 #[async_trait]
 impl Inbox for MemoryInbox {
     async fn store(&self, entries: &[InboxEntry]) -> Result<Stored, PartialStore> {
-        let now = now_ms();
+        let now = now_record_ms();
         let mut table = self.table.lock();
         let mut positions = Vec::with_capacity(entries.len());
         for (index, entry) in entries.iter().enumerate() {
@@ -76,7 +74,7 @@ impl Inbox for MemoryInbox {
 impl InboxReader for MemoryInbox {
     async fn page(&self, user: &UserId, query: &PageQuery) -> Result<Page, Unavailable> {
         let table = self.table.lock();
-        let mut page = PageBuilder::new(*query, now_ms(), millis(self.config.retention));
+        let mut page = PageBuilder::new(*query, now_record_ms(), record_millis(self.config.retention));
         let Some(inbox) = table.inboxes.get(user) else { return Ok(page.finish(false)) };
         let is_wanted = |(position, _): &&(Position, StoredMessage)| {
             query.before.is_none_or(|before| *position < before.position())
@@ -173,10 +171,6 @@ impl InboxTable {
         }
         self.inboxes.entry(user.clone()).or_default()
     }
-}
-
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -284,8 +284,3 @@ pub trait Inbox: Send + Sync + 'static {
     /// stored; storing them again repeats them under the same message id.
     async fn store(&self, entries: &[InboxEntry]) -> Result<Stored, PartialStore>;
 }
-
-/// Milliseconds since 1970-01-01 UTC.
-pub(crate) fn now_ms() -> i64 {
-    crate::time::to_record_ms(std::time::SystemTime::now())
-}

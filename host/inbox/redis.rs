@@ -13,12 +13,13 @@ use tracing::warn;
 use super::entry::returned;
 use super::{
     BodyReference, Config, Inbox, InboxEntry, Metrics, NotStored, Owner, PartialStore, Position, Stored,
-    StoredMessage, Unavailable, now_ms,
+    StoredMessage, Unavailable,
 };
 use crate::decision::AbsenceCause;
 use crate::message::{ConnectionId, UserId};
-use crate::redis_client::{RedisClient, Refusal, elements, refusal, text};
+use crate::redis_client::{RedisClient, Refusal, elements, lifetime_ms, refusal, text};
 use crate::telemetry::LogThrottle;
+use crate::time::now_record_ms;
 
 /// Maximum clock skew, in milliseconds, for trimming by age: entry ids carry Redis' time, and a clock
 /// that is wrong by days would empty inboxes.
@@ -70,7 +71,7 @@ impl RedisInbox {
     /// first append, the expiry is set and the inbox is trimmed by age: once for all entries of the
     /// user.
     fn commands(&self, entries: &[InboxEntry], now: i64) -> (Vec<Cmd>, Vec<AppendPosition>) {
-        let longest = millis(self.config.retention);
+        let longest = lifetime_ms(self.config.retention);
         let mut commands = Vec::with_capacity(entries.len() * 3);
         let mut appends = Vec::with_capacity(entries.len());
         let mut users = HashSet::with_capacity(entries.len());
@@ -81,14 +82,14 @@ impl RedisInbox {
             appends.push(AppendPosition { at: commands.len(), is_first });
             commands.push(append(&key, &kept, self.config.max_per_user));
             if is_first {
-                let expire = redis::cmd("PEXPIRE").arg(&key).arg(longest.max(1)).take();
+                let expire = redis::cmd("PEXPIRE").arg(&key).arg(longest).take();
                 commands.push(expire);
                 if self.clocks_agree.load(Ordering::Relaxed) {
                     let trim = redis::cmd("XTRIM")
                         .arg(&key)
                         .arg("MINID")
                         .arg("~")
-                        .arg(now.saturating_sub(longest).max(0))
+                        .arg(now.saturating_sub_unsigned(longest).max(0))
                         .take();
                     commands.push(trim);
                 }
@@ -191,7 +192,7 @@ impl RedisInbox {
 impl Inbox for RedisInbox {
     async fn store(&self, entries: &[InboxEntry]) -> Result<Stored, PartialStore> {
         let (mut not_stored, mut left) = (Vec::new(), Vec::new());
-        let now = now_ms();
+        let now = now_record_ms();
         let (mut commands, appends) = self.commands(entries, now);
         let look = self.add_look(&mut commands, entries);
         let (replies, mut problem) = self.client.run_bulk("store_offline", commands).await;
@@ -329,10 +330,4 @@ fn bytes(value: Value) -> Option<Bytes> {
         Value::BulkString(bytes) => Some(bytes.into()),
         _ => None,
     }
-}
-
-fn millis(duration: Duration) -> i64 {
-    // A century: Redis rejects durations that overflow when added to the current time.
-    const LONGEST: u128 = 100 * 365 * 24 * 3600 * 1000;
-    duration.as_millis().min(LONGEST) as i64
 }

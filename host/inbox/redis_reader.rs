@@ -18,7 +18,7 @@ use super::reader::InboxReader;
 use super::stream_reader::{StreamReader, integer};
 use super::{Config, Mode, Unavailable};
 use crate::message::UserId;
-use crate::redis_client::{RedisClient, elements, text};
+use crate::redis_client::{RedisClient, elements, lifetime_ms, text};
 
 /// Devices of a user at most; the one that is furthest behind is forgotten first, and reads from the
 /// oldest entry again.
@@ -90,10 +90,9 @@ impl InboxReader for RedisInboxReader {
         position: Position,
     ) -> Result<Standing, Unavailable> {
         let key = self.positions_key(user);
-        let retention_ms = i64::try_from(self.retention.as_millis()).unwrap_or(i64::MAX).max(1);
         let add = redis::cmd("ZADD").arg(&key).arg("GT").arg(score_of(position)).arg(device.as_str()).take();
         let bound = redis::cmd("ZREMRANGEBYRANK").arg(&key).arg(0).arg(-(MAX_DEVICES + 1)).take();
-        let expire = redis::cmd("PEXPIRE").arg(&key).arg(retention_ms).take();
+        let expire = redis::cmd("PEXPIRE").arg(&key).arg(lifetime_ms(self.retention)).take();
         self.streams.run(ACKNOWLEDGE, vec![add, bound, expire]).await?;
         if self.mode == Mode::Queue {
             self.trim_acknowledged(user).await?;

@@ -11,7 +11,7 @@ use redis::{Cmd, Value};
 use super::{Owner, Unavailable};
 use crate::message::{ConnectionId, UserId};
 use crate::redis_client::{
-    BadUrl, Config, KeyEvents, Metrics, RedisClient, ScanCursor, denial, elements, text,
+    BadUrl, Config, KeyEvents, Metrics, RedisClient, ScanCursor, denial, elements, lifetime_ms, text,
 };
 
 /// Where comets register users.
@@ -101,7 +101,7 @@ impl ReturnedUsers {
     /// # Errors
     /// If Redis is unreachable or refuses.
     pub async fn renew(&self, user: &UserId, connection: &ConnectionId) -> Result<(), Unavailable> {
-        let renew = redis::cmd("PEXPIRE").arg(self.claim_of(user, connection)).arg(millis(CLAIM)).take();
+        let renew = redis::cmd("PEXPIRE").arg(self.claim_of(user, connection)).arg(lifetime_ms(CLAIM)).take();
         self.run(CLAIM_REPLAY, vec![renew]).await.map(drop)
     }
 
@@ -138,7 +138,7 @@ impl ReturnedUsers {
     }
 
     async fn claim_key(&self, key: &str, lifetime: Duration) -> Result<bool, Unavailable> {
-        let claim = redis::cmd("SET").arg(key).arg(1).arg("NX").arg("PX").arg(millis(lifetime)).take();
+        let claim = redis::cmd("SET").arg(key).arg(1).arg("NX").arg("PX").arg(lifetime_ms(lifetime)).take();
         let reply = self.run(CLAIM_REPLAY, vec![claim]).await?.pop();
         Ok(matches!(reply, Some(Value::Okay)))
     }
@@ -155,10 +155,6 @@ impl ReturnedUsers {
 /// A prefix as a pattern that matches itself.
 fn escaped(prefix: &str) -> String {
     prefix.chars().flat_map(|c| "*?[]\\".contains(c).then_some('\\').into_iter().chain([c])).collect()
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
 #[cfg(test)]

@@ -18,8 +18,9 @@ use super::page::{Page, PageQuery, Standing};
 use super::paging::{Paging, Step, StreamEntry, StreamRange};
 use super::redis::fields;
 use super::references::{Reference, fill, references, truncate};
-use super::{StoredMessage, Unavailable, now_ms};
+use super::{StoredMessage, Unavailable};
 use crate::redis_client::{RedisClient, denial, elements, is_too_large, text};
+use crate::time::{now_record_ms, record_millis};
 
 /// Reads streams.
 #[derive(Debug, Clone)]
@@ -51,9 +52,9 @@ impl StreamReader {
         query: &PageQuery,
     ) -> Result<Page, Unavailable> {
         let owner = owner.into();
-        let retention_ms = i64::try_from(self.retention.as_millis()).unwrap_or(i64::MAX);
+        let retention_ms = record_millis(self.retention);
         let older = self.older.as_deref().filter(|_| !query.only_recent);
-        let mut paging = Paging::new(*query, now_ms(), retention_ms, older.is_some());
+        let mut paging = Paging::new(*query, now_record_ms(), retention_ms, older.is_some());
         let mut warning = None;
         loop {
             match (paging.next(), older) {
@@ -91,7 +92,7 @@ impl StreamReader {
         &self,
         messages: impl Iterator<Item = &mut StoredMessage>,
     ) -> Result<Option<&'static str>, Unavailable> {
-        let (mut messages, wanted) = references(messages, now_ms());
+        let (mut messages, wanted) = references(messages, now_record_ms());
         if wanted.is_empty() {
             return Ok(None);
         }

@@ -1,7 +1,7 @@
 //! Writes a message that was stored for absent users to the archive topic.
 
 use std::collections::HashMap;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use crate::archive::{self, ArchiveRecipient};
 use crate::decision::AbsenceCause;
@@ -10,7 +10,7 @@ use crate::message::{Message, UserId};
 use crate::pipeline::delivery_task::DeliveryTask;
 use crate::pipeline::retry::{Cancelled, retry_until_cancelled};
 use crate::stalls::StallStage;
-use crate::time::to_record_ms;
+use crate::time::{now_record_ms, record_millis};
 
 impl DeliveryTask {
     /// Archives a message for the users for whom it was stored, each with the reason (none if it is always
@@ -25,10 +25,8 @@ impl DeliveryTask {
     ) -> Result<StoreResult, Cancelled> {
         let mut outcome = StoreResult::default();
         let Some(archive) = &self.pipeline.archive else { return Ok(outcome) };
-        let now = to_record_ms(SystemTime::now());
-        let expires_ms = |retention: Duration| {
-            now.saturating_add(i64::try_from(retention.as_millis()).unwrap_or(i64::MAX))
-        };
+        let now = now_record_ms();
+        let expires_ms = |retention: Duration| now.saturating_add(record_millis(retention));
         let positions: HashMap<&UserId, Position> = positions.iter().map(|(user, at)| (user, *at)).collect();
         let mut recipients = Vec::new();
         for (user, cause, retention) in stored {

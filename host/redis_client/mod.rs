@@ -14,6 +14,8 @@
 //!
 //! The module does not know what the keys mean.
 
+use crate::time::millis;
+
 mod bounded_stream;
 mod cluster;
 #[cfg(test)]
@@ -52,7 +54,7 @@ mod tracking_tests;
 mod transport;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use redis::{Cmd, Value};
 
@@ -93,6 +95,13 @@ struct ClientInner {
     /// Of the connection for room scans.
     tracker: Option<Arc<Tracker>>,
     confirmations: Confirmations,
+}
+
+/// How long a key lives, as `PX` and `PEXPIRE` expect it: whole milliseconds, at least one, at most a century.
+/// Redis rejects durations that overflow when added to the current time.
+pub fn lifetime_ms(lifetime: Duration) -> u64 {
+    const CENTURY: u64 = 100 * 365 * 24 * 3600 * 1000;
+    millis(lifetime).clamp(1, CENTURY)
 }
 
 impl RedisClient {

@@ -5,7 +5,7 @@ use redis::{Cmd, Value};
 
 use super::{SharedState, Unavailable};
 use crate::decision::{StateKey, StateWrite};
-use crate::redis_client::{RedisClient, denial};
+use crate::redis_client::{RedisClient, denial, lifetime_ms};
 
 /// Maximum number of commands and bytes of values per round trip, so that a batch neither delays
 /// others nor exceeds the timeout.
@@ -35,8 +35,7 @@ impl RedisSharedState {
         let Some((value, ttl)) = &write.value else {
             return redis::cmd("DEL").arg(name).take();
         };
-        let millis = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1);
-        redis::cmd("SET").arg(name).arg(value.as_slice()).arg("PX").arg(millis).take()
+        redis::cmd("SET").arg(name).arg(value.as_slice()).arg("PX").arg(lifetime_ms(*ttl)).take()
     }
 
     /// Reports a refusal to the caller.

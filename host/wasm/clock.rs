@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+
+use crate::time::now_ms;
 
 /// The system's clock, or a fixed one for commands that show what a plugin would decide at another
 /// time. It only affects the host function `now`; deadlines of calls and times to live of state use
@@ -30,5 +31,5 @@ impl Clock {
 }
 
 fn system_ms() -> u64 {
-    crate::time::to_ms(SystemTime::now())
+    now_ms()
 }

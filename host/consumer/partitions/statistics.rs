@@ -1,7 +1,7 @@
 //! What librdkafka reports of the partitions, and what is reported of them.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use rdkafka::Statistics;
 
@@ -35,7 +35,7 @@ impl Partitions {
 
     /// The current state of all partitions.
     pub(in crate::consumer) fn snapshots(&self) -> Vec<PartitionSnapshot> {
-        let (now, now_ms) = (Instant::now(), time::to_record_ms(SystemTime::now()));
+        let (now, now_ms) = (Instant::now(), time::now_record_ms());
         let mut seen: Vec<_> = self
             .assigned
             .iter()
