@@ -28,7 +28,6 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
-use tonic::codegen::Service as _;
 
 use super::access::{DialGate, GatedConnector};
 use super::body::Body;
@@ -132,10 +131,7 @@ impl Dialer {
     async fn handshake(&mut self, closed: &Arc<AtomicBool>) -> Result<SendRequest<Body>, CallFailure> {
         // The connector takes the port from the authority.
         let uri = Target { scheme: Scheme::HTTP, ..self.target.clone() }.uri(PathAndQuery::from_static("/"));
-        std::future::poll_fn(|context| self.connector.poll_ready(context))
-            .await
-            .map_err(|error| classify_error(&*error))?;
-        let stream = self.connector.call(uri).await.map_err(|error| classify_error(&*error))?.into_inner();
+        let stream = self.connector.connect(uri).await.map_err(|error| classify_error(&*error))?;
         match &self.tls {
             None => self.speak(stream, closed).await,
             Some(tls) => {

@@ -9,17 +9,15 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
 
-use parking_lot::Mutex;
-
 use super::comet::Comet;
-use super::limits::{TableLimits, millis};
+use super::limits::TableLimits;
 use super::source::Source;
 use super::state::CometState;
 use crate::message::CometAddr;
+use crate::time::millis;
 
 /// The comets by address, and the sightings of forgotten ones.
 #[derive(Default)]
@@ -29,26 +27,6 @@ pub(super) struct CometTable {
     /// them.
     pub(super) forgotten: HashMap<CometAddr, u64>,
     pub(super) closed: bool,
-}
-
-/// The warning for readiness that a comet could not be added.
-#[derive(Debug, Default)]
-pub(super) struct CapacityWarning(Mutex<Option<(Instant, String)>>);
-
-/// How long the warning lasts.
-const WARNING_LASTS: Duration = Duration::from_secs(30);
-
-impl CapacityWarning {
-    pub(super) fn note(&self, full: &str, now: Instant) {
-        *self.0.lock() = Some((now, full.to_owned()));
-    }
-
-    /// The warning, if it is recent.
-    pub(super) fn warning(&self, now: Instant) -> Option<String> {
-        let last = self.0.lock();
-        let (_, full) = last.as_ref().filter(|(at, _)| now.duration_since(*at) < WARNING_LASTS)?;
-        Some(format!("new comets cannot be reached: {full}"))
-    }
 }
 
 /// The table is full: which limit, and the key that raises it.
@@ -157,8 +135,3 @@ impl CometTable {
 
 /// How many forgotten comets are remembered.
 const MAX_FORGOTTEN: usize = 10_000;
-
-/// Milliseconds since 1970-01-01 UTC.
-pub(super) fn now_ms() -> u64 {
-    crate::time::to_ms(std::time::SystemTime::now())
-}

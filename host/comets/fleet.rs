@@ -16,12 +16,14 @@ use tracing::warn;
 
 use super::access::{AccessRules, AddressRefused, NamerTrust};
 use super::comet::Comet;
-use super::comet_table::{CapacityWarning, CometTable, now_ms};
+use super::comet_table::CometTable;
 use super::discovery::Discovery;
 use super::limits::TableLimits;
+use super::metrics::RefusedReason;
 use super::names::ServerNames;
 use super::node_list::NodeList;
 use super::pending::{PendingBytes, ReservedBytes, try_or_wait};
+use super::recent_warning::RecentWarning;
 use super::sharing::SightingExchange;
 use super::shortage::ResourceShortage;
 use super::state::CometState;
@@ -31,6 +33,7 @@ use super::tls::TlsClient;
 use super::{CallOutcome, CallRequest, CallTimeouts, Config, Content, Metrics, Payload};
 use crate::message::{CometAddr, NamedBy};
 use crate::telemetry::LogThrottle;
+use crate::time::now_ms;
 
 /// All known comets.
 ///
@@ -52,7 +55,7 @@ pub struct Fleet {
     tls: Arc<TlsClient>,
     sharing: SightingExchange,
     shortage: Arc<ResourceShortage>,
-    capacity_warning: CapacityWarning,
+    capacity_warning: RecentWarning,
     pending: Arc<PendingBytes>,
     runtime: Handle,
     tasks: TaskTracker,
@@ -101,7 +104,7 @@ impl Fleet {
             problems: ArcSwap::default(),
             sharing: SightingExchange::new(store),
             shortage: Arc::default(),
-            capacity_warning: CapacityWarning::default(),
+            capacity_warning: RecentWarning::default(),
             pending,
             runtime: Handle::current(),
             tasks: TaskTracker::new(),
@@ -244,7 +247,7 @@ impl Fleet {
             return Ok(());
         }
         match named_by {
-            NamedBy::Plugin => Err(AddressRefused::unknown(comet)),
+            NamedBy::Plugin => Err(AddressRefused::new(comet, RefusedReason::UnknownComet)),
             NamedBy::Directory => self.access.check_comet(NamerTrust::Directory, comet),
             NamedBy::Record | NamedBy::TrustedPlugin => self.access.check_comet(NamerTrust::Others, comet),
         }
@@ -272,7 +275,7 @@ impl Fleet {
         warnings.extend(self.tls.problem());
         warnings.extend(self.shortage.warning(Instant::now()));
         warnings.extend(self.access.warning(Instant::now()));
-        warnings.extend(self.capacity_warning.warning(Instant::now()));
+        warnings.extend(self.capacity_warning.get(Instant::now()));
         warnings
     }
 

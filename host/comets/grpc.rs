@@ -2,12 +2,14 @@
 //!
 //! Parsed here and not by tonic, which panics if a comet's `grpc-status-details-bin` is not base64.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use h2::RecvStream;
 use http::header::{CONTENT_TYPE, TE, USER_AGENT};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version};
+use percent_encoding::percent_decode;
 use tonic::Code;
 
 use super::access::AddressRefused;
@@ -119,24 +121,8 @@ pub(super) fn status(headers: &HeaderMap) -> Option<Result<(), CallFailure>> {
 }
 
 /// Decodes the percent-encoded `grpc-message`; invalid sequences are kept as they are.
-fn percent_decoded(text: &[u8]) -> String {
-    let text = &text[..text.len().min(MAX_TEXT)];
-    let digit = |at: usize| text.get(at).and_then(|digit| char::from(*digit).to_digit(16));
-    let mut decoded = Vec::with_capacity(text.len());
-    let mut at = 0;
-    while at < text.len() {
-        match (text[at], digit(at + 1), digit(at + 2)) {
-            (b'%', Some(high), Some(low)) => {
-                decoded.push((high * 16 + low) as u8);
-                at += 3;
-            }
-            (byte, ..) => {
-                decoded.push(byte);
-                at += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&decoded).into_owned()
+fn percent_decoded(text: &[u8]) -> Cow<'_, str> {
+    percent_decode(&text[..text.len().min(MAX_TEXT)]).decode_utf8_lossy()
 }
 
 pub(super) fn classify_error(error: &(dyn std::error::Error + 'static)) -> CallFailure {

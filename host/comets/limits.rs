@@ -6,6 +6,8 @@ use super::breaker::BreakerState;
 use super::source::Source;
 use super::state::CometState;
 
+use crate::time::millis;
+
 /// Limits on how many comets are known, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TableLimits {
@@ -51,9 +53,4 @@ impl TableLimits {
             }
         }
     }
-}
-
-/// A time in milliseconds.
-pub(super) fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::HeaderValue;
 use parking_lot::Mutex;
+use smart_default::SmartDefault;
 
 use super::hold::OrderHold;
 use super::outcome::{CallOutcome, Outcomes};
@@ -119,21 +120,15 @@ struct EndedCalls {
 }
 
 /// The size of messages.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, SmartDefault)]
 struct RunSize {
     /// Of their content.
     bytes: usize,
-    /// Where they are merged.
+    /// Where they are merged, with an entry of metadata without ids.
+    #[default(share_of_metadata(ENTRY))]
     merged: usize,
     /// The pending bytes that the run has to hold.
     pending: usize,
-}
-
-impl Default for RunSize {
-    /// That of an entry of metadata without ids.
-    fn default() -> Self {
-        Self { bytes: 0, merged: share_of_metadata(ENTRY), pending: 0 }
-    }
 }
 
 impl RunSize {

@@ -86,6 +86,7 @@ mod probe;
 pub mod proto;
 mod protobuf;
 mod queued_call;
+mod recent_warning;
 mod request;
 mod retry;
 mod sharing;

@@ -26,8 +26,6 @@ use foldhash::fast::RandomState;
 
 pub(super) use window::{Weight, Window};
 
-use window::Deadline;
-
 /// How many parts of divided items are in flight at a time.
 const PARTS_AT_ONCE: usize = 8;
 
@@ -82,7 +80,7 @@ pub(super) struct OrderQueues<K, T> {
     /// Where the grid begins.
     began: Instant,
     /// When windows end.
-    windows: BinaryHeap<Reverse<Deadline<K>>>,
+    windows: BinaryHeap<Reverse<(Instant, K)>>,
     /// Items in the queues, including the barrier.
     entered: usize,
     /// A barrier that waits or is in flight.
@@ -127,7 +125,7 @@ struct Slot<K, T> {
     item: Option<T>,
 }
 
-impl<K: Eq + Hash + Clone, T> OrderQueues<K, T> {
+impl<K: Ord + Hash + Clone, T> OrderQueues<K, T> {
     /// No items yet.
     pub(super) fn new(window: Window) -> Self {
         Self {
@@ -277,7 +275,7 @@ impl<K: Eq + Hash + Clone, T> OrderQueues<K, T> {
             if !self.window.time.is_zero() {
                 let ends = self.window.ends_after(now, self.began);
                 queue.window_ends = Some(ends);
-                self.windows.push(Reverse(Deadline { at: ends, key: key.clone() }));
+                self.windows.push(Reverse((ends, key.clone())));
             }
         }
         Some((OrderToken(at), item))
@@ -348,38 +346,35 @@ impl<K: Eq + Hash + Clone, T> OrderQueues<K, T> {
 
     /// When the next window ends.
     pub(super) fn wakes_at(&self) -> Option<Instant> {
-        self.windows.peek().map(|Reverse(deadline)| deadline.at)
+        self.windows.peek().map(|Reverse((at, _))| *at)
     }
 
     /// Releases the items whose window is over.
     pub(super) fn wake(&mut self, now: Instant) {
         while self.wakes_at().is_some_and(|at| at <= now)
-            && let Some(Reverse(Deadline { at, key })) = self.windows.pop()
+            && let Some(Reverse((at, key))) = self.windows.pop()
         {
-            let Some(queue) = self.queues.get_mut(&key) else { continue };
-            if queue.window_ends != Some(at) {
-                // A later one has begun.
-                continue;
-            }
-            queue.window_ends = None;
-            if std::mem::take(&mut queue.is_held) {
-                self.ready.extend(queue.items.front());
-            } else if queue.items.is_empty() {
-                self.queues.remove(&key);
+            // Otherwise a later one has begun.
+            if self.queues.get(&key).is_some_and(|queue| queue.window_ends == Some(at)) {
+                self.end_window(&key);
             }
         }
     }
 
     /// A barrier does not wait for windows.
     fn end_all_windows(&mut self) {
-        for Reverse(Deadline { key, .. }) in std::mem::take(&mut self.windows) {
-            let Some(queue) = self.queues.get_mut(&key) else { continue };
-            queue.window_ends = None;
-            if std::mem::take(&mut queue.is_held) {
-                self.ready.extend(queue.items.front());
-            } else if queue.items.is_empty() {
-                self.queues.remove(&key);
-            }
+        for Reverse((_, key)) in std::mem::take(&mut self.windows) {
+            self.end_window(&key);
+        }
+    }
+
+    fn end_window(&mut self, key: &K) {
+        let Some(queue) = self.queues.get_mut(key) else { return };
+        queue.window_ends = None;
+        if std::mem::take(&mut queue.is_held) {
+            self.ready.extend(queue.items.front());
+        } else if queue.items.is_empty() {
+            self.queues.remove(key);
         }
     }
 

@@ -4,7 +4,7 @@ use super::order::Keys;
 use crate::message::{CallTarget, ConnectionId, RoomId};
 
 /// Whose order a message keeps at its comet.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum OrderKey {
     Room(RoomId),
     Connection(ConnectionId),

@@ -1,29 +1,23 @@
 //! Detects that this process is out of files or ports. A connection that fails for that reason does
 //! not count against a comet's breaker, and an operator has to act.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use parking_lot::Mutex;
+use smart_default::SmartDefault;
 use tracing::error;
 
+use super::recent_warning::RecentWarning;
 use crate::telemetry::LogThrottle;
 
-/// How long the readiness warning lasts after the last shortage.
-const LASTS: Duration = Duration::from_secs(30);
 const REMEDY: &str =
     "raise the limit of open files (`ulimit -n`, LimitNOFILE= of systemd); every comet takes one";
 
 /// The last shortage of a local resource.
-#[derive(Debug)]
+#[derive(Debug, SmartDefault)]
 pub(super) struct ResourceShortage {
-    last: Mutex<Option<(Instant, String)>>,
+    last: RecentWarning,
+    #[default(LogThrottle::per_record())]
     log: LogThrottle,
-}
-
-impl Default for ResourceShortage {
-    fn default() -> Self {
-        Self { last: Mutex::default(), log: LogThrottle::per_record() }
-    }
 }
 
 impl ResourceShortage {
@@ -35,14 +29,12 @@ impl ResourceShortage {
                 held_back, "cannot connect to comets: this process is out of files or ports; {REMEDY}"
             );
         }
-        *self.last.lock() = Some((now, why.to_owned()));
+        self.last.note(format!("cannot connect to comets: {why}; {REMEDY}"), now);
     }
 
     /// The warning, if it is recent.
     pub(super) fn warning(&self, now: Instant) -> Option<String> {
-        let last = self.last.lock();
-        let (_, why) = last.as_ref().filter(|(at, _)| now.duration_since(*at) < LASTS)?;
-        Some(format!("cannot connect to comets: {why}; {REMEDY}"))
+        self.last.get(now)
     }
 }
 
@@ -57,6 +49,6 @@ mod tests {
         shortage.note("Too many open files (os error 24)", now);
         let warning = shortage.warning(now).expect("just noted");
         assert!(warning.contains("os error 24") && warning.contains("LimitNOFILE"), "{warning}");
-        assert_eq!(shortage.warning(now + LASTS), None);
+        assert_eq!(shortage.warning(now + RecentWarning::LASTS), None);
     }
 }

@@ -15,8 +15,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
+use regex::Regex;
 
-use super::special::SpecialBlock;
+use crate::comets::metrics::RefusedReason;
 
 /// The mistake in an entry: the second half of a sentence that begins with it.
 #[derive(Debug, thiserror::Error)]
@@ -40,20 +41,20 @@ enum EntryError {
 }
 
 /// The parsed list.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub(in crate::comets) struct AllowList(Vec<AllowEntry>);
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 struct AllowEntry {
     hosts: HostPattern,
     ports: RangeInclusive<u16>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 enum HostPattern {
     Net(IpNet),
     /// A pattern in lower case.
-    Name(String),
+    Name(Regex),
 }
 
 impl AllowList {
@@ -77,10 +78,10 @@ impl AllowList {
     /// `127.0.0.0/8` does.
     pub(super) fn has_address(&self, address: SocketAddr) -> bool {
         let ip = address.ip().to_canonical();
-        let special = SpecialBlock::of(ip);
+        let special = RefusedReason::of_special(ip);
         self.0.iter().any(|entry| match &entry.hosts {
             HostPattern::Net(net) => {
-                let is_meant = special.is_none() || SpecialBlock::of_net(net) == special;
+                let is_meant = special.is_none() || RefusedReason::of_special_net(net) == special;
                 net.contains(&ip) && is_meant && entry.ports.contains(&address.port())
             }
             HostPattern::Name(_) => false,
@@ -90,7 +91,7 @@ impl AllowList {
     /// Whether an entry matches this lower-case host name with this port.
     pub(super) fn has_name(&self, name: &str, port: u16) -> bool {
         self.0.iter().any(|entry| match &entry.hosts {
-            HostPattern::Name(pattern) => entry.ports.contains(&port) && matches(pattern, name),
+            HostPattern::Name(pattern) => entry.ports.contains(&port) && pattern.is_match(name),
             HostPattern::Net(_) => false,
         })
     }
@@ -129,7 +130,7 @@ impl HostPattern {
         if pattern == "localhost" {
             return Err(EntryError::Localhost);
         }
-        Ok(Self::Name(pattern))
+        name_pattern(&pattern).map(Self::Name)
     }
 }
 
@@ -164,38 +165,10 @@ fn ports_of(text: &str) -> Result<RangeInclusive<u16>, EntryError> {
     if first > last { Err(wrong()) } else { Ok(first..=last) }
 }
 
-/// Whether a name matches a pattern in which `*` matches any characters except a dot.
-fn matches(pattern: &str, name: &str) -> bool {
-    let mut labels = name.split('.');
-    pattern.split('.').all(|pattern| labels.next().is_some_and(|label| matches_label(pattern, label)))
-        && labels.next().is_none()
-}
-
-/// Greedy with one backtracking point: linear in practice, and at worst quadratic in the length of
-/// a label, which has at most 63 characters.
-fn matches_label(pattern: &str, label: &str) -> bool {
-    let (pattern, label) = (pattern.as_bytes(), label.as_bytes());
-    let (mut at, mut in_label, mut star) = (0, 0, None);
-    while in_label < label.len() {
-        match pattern.get(at) {
-            Some(b'*') => {
-                star = Some((at, in_label));
-                at += 1;
-            }
-            Some(byte) if *byte == label[in_label] => {
-                at += 1;
-                in_label += 1;
-            }
-            _ => match &mut star {
-                Some((star, taken)) => {
-                    *taken += 1;
-                    (at, in_label) = (*star + 1, *taken);
-                }
-                None => return false,
-            },
-        }
-    }
-    pattern[at..].iter().all(|byte| *byte == b'*')
+/// A pattern in which `*` matches any characters except a dot.
+fn name_pattern(pattern: &str) -> Result<Regex, EntryError> {
+    let labels = regex::escape(pattern).replace(r"\*", "[^.]*");
+    Regex::new(&format!("^{labels}$")).map_err(|_| EntryError::NotAHost)
 }
 
 #[cfg(test)]

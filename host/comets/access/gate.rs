@@ -5,20 +5,21 @@
 //! resolved, and exactly the allowed addresses are dialled.
 
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use futures_util::future::BoxFuture;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::Name;
+use tokio::net::TcpStream;
 use tonic::codegen::Service;
 
 use super::{AccessRules, AddressRefused, NamerTrust};
+use crate::comets::metrics::RefusedReason;
 use crate::comets::state::CometState;
 use crate::message::{CometAddr, NamedBy};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
-type BoxedFuture<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
 
 /// Whether an address is one of the gateway's own comets.
 type IsKnown = Arc<dyn Fn(&CometAddr) -> bool + Send + Sync>;
@@ -105,7 +106,7 @@ pub(in crate::comets) struct GatedResolver {
 impl Service<Name> for GatedResolver {
     type Response = std::vec::IntoIter<SocketAddr>;
     type Error = BoxError;
-    type Future = BoxedFuture<Self::Response>;
+    type Future = BoxFuture<'static, Result<Self::Response, BoxError>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         Poll::Ready(Ok(()))
@@ -139,33 +140,24 @@ impl GatedConnector {
         Self { gate, http }
     }
 
+    /// Connects to the host and port of a URI.
+    ///
+    /// # Errors
+    /// If the gate refuses the address, or nobody listens there.
+    pub(in crate::comets) async fn connect(&mut self, uri: http::Uri) -> Result<TcpStream, BoxError> {
+        self.admits(&uri).map_err(|refused| self.gate.note(refused))?;
+        std::future::poll_fn(|context| self.http.poll_ready(context)).await?;
+        Ok(self.http.call(uri).await?.into_inner())
+    }
+
     fn admits(&self, uri: &http::Uri) -> Result<(), AddressRefused> {
         let address = CometAddr::from(uri.authority().map_or("", http::uri::Authority::as_str));
         let Ok(address) = address.address() else {
-            return Err(AddressRefused::not_listed(uri.to_string()));
+            return Err(AddressRefused::new(uri, RefusedReason::NotListed));
         };
         match address.ip() {
             Some(ip) => self.gate.check(None, SocketAddr::new(ip, address.port())),
             None => Ok(()),
         }
-    }
-}
-
-impl Service<http::Uri> for GatedConnector {
-    type Response = <HttpConnector<GatedResolver> as Service<http::Uri>>::Response;
-    type Error = BoxError;
-    type Future = BoxedFuture<Self::Response>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.http.poll_ready(context).map_err(Into::into)
-    }
-
-    fn call(&mut self, uri: http::Uri) -> Self::Future {
-        if let Err(refused) = self.admits(&uri) {
-            let refused = self.gate.note(refused);
-            return Box::pin(async move { Err(refused.into()) });
-        }
-        let connecting = self.http.call(uri);
-        Box::pin(async move { Ok(connecting.await?) })
     }
 }

@@ -19,22 +19,18 @@ mod gate;
 mod special;
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use parking_lot::Mutex;
 use tracing::warn;
 
 use super::metrics::{RefusedMetrics, RefusedReason};
 use super::name_lookup::NameLookup;
+use super::recent_warning::RecentWarning;
 use super::source::Source;
 use crate::message::{CometAddr, NamedBy};
 use crate::telemetry::LogThrottle;
 pub(super) use allow::AllowList;
 pub(super) use gate::{DialGate, GatedConnector};
-use special::SpecialBlock;
-
-/// How long the readiness warning lasts after the last refusal.
-const LASTS: Duration = Duration::from_secs(30);
 
 /// How far the source of a comet's address is trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,10 +55,9 @@ impl From<Source> for NamerTrust {
 
 /// An address that may not be connected to, and why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{what} {why}; {REMEDY}")]
+#[error("{what} {}; {REMEDY}", why(*reason))]
 pub(super) struct AddressRefused {
     what: String,
-    why: &'static str,
     reason: RefusedReason,
 }
 
@@ -70,39 +65,21 @@ pub(super) struct AddressRefused {
 const REMEDY: &str = "not connected to; list it in [comets] allow, or in [comets] nodes";
 
 impl AddressRefused {
-    /// A plugin named a comet that the gateway does not know.
-    pub(super) fn unknown(comet: &CometAddr) -> Self {
-        let why = "is unknown and was named by a plugin (the plugin's `comets = \"any\"` allows it)";
-        Self { what: comet.to_string(), why, reason: RefusedReason::UnknownComet }
-    }
-
-    fn special(address: SocketAddr, special: SpecialBlock) -> Self {
-        Self { what: address.to_string(), why: why(special), reason: special.into() }
-    }
-
-    fn not_listed(what: String) -> Self {
-        Self { what, why: "is not in [comets] allow", reason: RefusedReason::NotListed }
+    pub(super) fn new(what: impl ToString, reason: RefusedReason) -> Self {
+        Self { what: what.to_string(), reason }
     }
 }
 
-fn why(special: SpecialBlock) -> &'static str {
-    match special {
-        SpecialBlock::Loopback => "is a loopback address, which only configured comets may have",
-        SpecialBlock::LinkLocal => "is a link-local address",
-        SpecialBlock::Unspecified => "is an unspecified address",
-        SpecialBlock::Multicast => "is a multicast address",
-        SpecialBlock::Broadcast => "is a broadcast address",
-    }
-}
-
-impl From<SpecialBlock> for RefusedReason {
-    fn from(special: SpecialBlock) -> Self {
-        match special {
-            SpecialBlock::Loopback => Self::Loopback,
-            SpecialBlock::LinkLocal => Self::LinkLocal,
-            SpecialBlock::Unspecified => Self::Unspecified,
-            SpecialBlock::Multicast => Self::Multicast,
-            SpecialBlock::Broadcast => Self::Broadcast,
+fn why(reason: RefusedReason) -> &'static str {
+    match reason {
+        RefusedReason::NotListed => "is not in [comets] allow",
+        RefusedReason::Loopback => "is a loopback address, which only configured comets may have",
+        RefusedReason::LinkLocal => "is a link-local address",
+        RefusedReason::Unspecified => "is an unspecified address",
+        RefusedReason::Multicast => "is a multicast address",
+        RefusedReason::Broadcast => "is a broadcast address",
+        RefusedReason::UnknownComet => {
+            "is unknown and was named by a plugin (the plugin's `comets = \"any\"` allows it)"
         }
     }
 }
@@ -112,13 +89,13 @@ pub(super) struct AccessRules {
     allow: Option<AllowList>,
     metrics: RefusedMetrics,
     log: LogThrottle,
-    last: Mutex<Option<(Instant, String)>>,
+    last: RecentWarning,
     names: NameLookup,
 }
 
 impl AccessRules {
     pub(super) fn new(allow: Option<AllowList>, metrics: RefusedMetrics) -> Self {
-        let (log, last) = (LogThrottle::per_record(), Mutex::default());
+        let (log, last) = (LogThrottle::per_record(), RecentWarning::default());
         Self { allow, metrics, log, last, names: NameLookup::default() }
     }
 
@@ -137,7 +114,7 @@ impl AccessRules {
         name: Option<&str>,
         address: SocketAddr,
     ) -> Result<(), AddressRefused> {
-        let special = SpecialBlock::of(address.ip());
+        let special = RefusedReason::of_special(address.ip());
         if trust == NamerTrust::Operator {
             return Ok(());
         }
@@ -145,15 +122,14 @@ impl AccessRules {
             // A listed name does not allow special addresses, such as loopback.
             let by_name =
                 || special.is_none() && name.is_some_and(|name| allow.has_name(name, address.port()));
-            return match special {
-                _ if allow.has_address(address) || by_name() => Ok(()),
-                Some(special) => Err(AddressRefused::special(address, special)),
-                None => Err(AddressRefused::not_listed(address.to_string())),
-            };
+            if allow.has_address(address) || by_name() {
+                return Ok(());
+            }
+            return Err(AddressRefused::new(address, special.unwrap_or(RefusedReason::NotListed)));
         }
         match (trust, special) {
-            (_, None) | (NamerTrust::Directory, Some(SpecialBlock::Loopback)) => Ok(()),
-            (_, Some(special)) => Err(AddressRefused::special(address, special)),
+            (_, None) | (NamerTrust::Directory, Some(RefusedReason::Loopback)) => Ok(()),
+            (_, Some(special)) => Err(AddressRefused::new(address, special)),
         }
     }
 
@@ -180,15 +156,13 @@ impl AccessRules {
                 named_by = by,
                 held_back, "refusing to call a comet: {refused}; its recipients go to the offline policy"
             );
-            let mut last = self.last.lock();
-            *last = Some((Instant::now(), format!("a comet that {by} named is not called: {refused}")));
+            self.last.note(format!("a comet that {by} named is not called: {refused}"), Instant::now());
         }
     }
 
     /// The last refusal, if it is recent.
     pub(super) fn warning(&self, now: Instant) -> Option<String> {
-        let last = self.last.lock();
-        last.as_ref().filter(|(at, _)| now.duration_since(*at) < LASTS).map(|(_, text)| text.clone())
+        self.last.get(now)
     }
 }
 
@@ -272,7 +246,7 @@ mod tests {
         access.note(&refused, NamedBy::Record);
         let warning = access.warning(Instant::now()).expect("just noted");
         assert!(warning.contains("127.0.0.1:22") && warning.contains("[comets] allow"), "{warning}");
-        assert_eq!(access.warning(Instant::now() + LASTS), None);
+        assert_eq!(access.warning(Instant::now() + RecentWarning::LASTS), None);
         access.check_comet(NamerTrust::Others, &"a-name:22".into()).expect("nobody looked it up");
     }
 }

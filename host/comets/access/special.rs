@@ -6,21 +6,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-/// A block of special addresses (RFC 6890).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum SpecialBlock {
-    Loopback,
-    /// Cloud metadata services are here.
-    LinkLocal,
-    Unspecified,
-    Multicast,
-    Broadcast,
-}
+use crate::comets::metrics::RefusedReason;
 
-impl SpecialBlock {
+/// The blocks of special addresses (RFC 6890).
+impl RefusedReason {
     /// The block of an address; `None` for an ordinary one. An IPv4 address that is embedded in an
     /// IPv6 one counts as the IPv4 address.
-    pub(super) fn of(ip: IpAddr) -> Option<Self> {
+    pub(super) fn of_special(ip: IpAddr) -> Option<Self> {
         match ip.to_canonical() {
             IpAddr::V4(ip) => Self::of_v4(ip),
             IpAddr::V6(ip) => Self::of_v6(ip),
@@ -28,8 +20,8 @@ impl SpecialBlock {
     }
 
     /// The block that contains the whole network.
-    pub(super) fn of_net(net: &IpNet) -> Option<Self> {
-        let (first, last) = (Self::of(net.network()), Self::of(net.broadcast()));
+    pub(super) fn of_special_net(net: &IpNet) -> Option<Self> {
+        let (first, last) = (Self::of_special(net.network()), Self::of_special(net.broadcast()));
         if first == last { first } else { None }
     }
 
@@ -68,8 +60,8 @@ impl SpecialBlock {
 mod tests {
     use super::*;
 
-    fn of(ip: &str) -> Option<SpecialBlock> {
-        SpecialBlock::of(ip.parse().expect("an IP address"))
+    fn of(ip: &str) -> Option<RefusedReason> {
+        RefusedReason::of_special(ip.parse().expect("an IP address"))
     }
 
     #[test]
@@ -83,17 +75,17 @@ mod tests {
             "2002:7f00:1::",
             "::127.0.0.1",
         ] {
-            assert_eq!(of(ip), Some(SpecialBlock::Loopback), "{ip}");
+            assert_eq!(of(ip), Some(RefusedReason::Loopback), "{ip}");
         }
         for ip in ["169.254.169.254", "::ffff:169.254.169.254", "fe80::1", "febf::1", "64:ff9b::a9fe:a9fe"] {
-            assert_eq!(of(ip), Some(SpecialBlock::LinkLocal), "{ip}");
+            assert_eq!(of(ip), Some(RefusedReason::LinkLocal), "{ip}");
         }
         for ip in ["0.0.0.0", "0.1.2.3", "::", "::ffff:0.0.0.0"] {
-            assert_eq!(of(ip), Some(SpecialBlock::Unspecified), "{ip}");
+            assert_eq!(of(ip), Some(RefusedReason::Unspecified), "{ip}");
         }
-        assert_eq!(of("224.0.0.1"), Some(SpecialBlock::Multicast));
-        assert_eq!(of("ff02::1"), Some(SpecialBlock::Multicast));
-        assert_eq!(of("255.255.255.255"), Some(SpecialBlock::Broadcast));
+        assert_eq!(of("224.0.0.1"), Some(RefusedReason::Multicast));
+        assert_eq!(of("ff02::1"), Some(RefusedReason::Multicast));
+        assert_eq!(of("255.255.255.255"), Some(RefusedReason::Broadcast));
         for ip in ["10.0.0.1", "192.168.1.1", "8.8.8.8", "fd00::1", "2001:db8::1", "64:ff9b::a00:1"] {
             assert_eq!(of(ip), None, "{ip}");
         }
@@ -101,10 +93,10 @@ mod tests {
 
     #[test]
     fn a_network_is_special_if_all_of_it_is() {
-        let of = |net: &str| SpecialBlock::of_net(&net.parse().expect("a network"));
-        assert_eq!(of("127.0.0.0/8"), Some(SpecialBlock::Loopback));
-        assert_eq!(of("169.254.1.0/24"), Some(SpecialBlock::LinkLocal));
-        assert_eq!(of("fe80::/10"), Some(SpecialBlock::LinkLocal));
+        let of = |net: &str| RefusedReason::of_special_net(&net.parse().expect("a network"));
+        assert_eq!(of("127.0.0.0/8"), Some(RefusedReason::Loopback));
+        assert_eq!(of("169.254.1.0/24"), Some(RefusedReason::LinkLocal));
+        assert_eq!(of("fe80::/10"), Some(RefusedReason::LinkLocal));
         assert_eq!((of("0.0.0.0/0"), of("126.0.0.0/7"), of("10.0.0.0/8")), (None, None, None));
     }
 }

@@ -12,6 +12,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use smart_default::SmartDefault;
+
 use crate::comets::hold::HeldKeys;
 use crate::comets::order_key::OrderKey;
 use crate::comets::queued_call::QueuedCall;
@@ -65,16 +67,11 @@ impl ParkedCalls {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, SmartDefault)]
 pub(super) struct ParkedQueue {
     waiting: HashMap<OrderKey, ParkedCalls>,
+    #[default(ExpiringMap::new(MAX_REMEMBERED))]
     unresponsive: ExpiringMap<ConnectionId, ()>,
-}
-
-impl Default for ParkedQueue {
-    fn default() -> Self {
-        Self { waiting: HashMap::new(), unresponsive: ExpiringMap::new(MAX_REMEMBERED) }
-    }
 }
 
 impl ParkedQueue {

@@ -10,12 +10,13 @@ use super::Fleet;
 use crate::comets::access::{DialGate, NamerTrust};
 use crate::comets::channel::Dialer;
 use crate::comets::comet::Comet;
-use crate::comets::comet_table::{CometTable, TableFull, now_ms};
+use crate::comets::comet_table::{CometTable, TableFull};
 use crate::comets::node_list::NodeList;
 use crate::comets::source::Source;
 use crate::comets::state::CometState;
 use crate::comets::{CallOutcome, CallRequest};
 use crate::message::{CometAddr, InvalidAddress, NamedBy};
+use crate::time::now_ms;
 
 /// How long a comet may take to answer Hello; at most half of the deadline of a call, which waits for it.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(1);
@@ -105,7 +106,8 @@ impl Fleet {
             Some(comet) if !comet.is_dead() => Arc::clone(comet),
             _ => {
                 let gone = known.make_room(source, &self.limits).inspect_err(|full| {
-                    self.capacity_warning.note(&full.to_string(), Instant::now());
+                    let warning = format!("new comets cannot be reached: {full}");
+                    self.capacity_warning.note(warning, Instant::now());
                 })?;
                 if let Some(gone) = gone {
                     debug!(comet = %gone.state.address, "a comet was evicted for another one");

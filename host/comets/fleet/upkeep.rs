@@ -10,12 +10,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::Fleet;
-use crate::comets::comet_table::now_ms;
 use crate::comets::discovery::Discovery;
-use crate::comets::limits::millis;
 use crate::comets::node_list::NodeList;
 use crate::comets::store::{Sighting, Unavailable};
 use crate::message::CometAddr;
+use crate::time::{millis, now_ms};
 
 /// How often sightings are exchanged with the store.
 const SHARE_EVERY: Duration = Duration::from_secs(2);

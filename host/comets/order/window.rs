@@ -34,30 +34,3 @@ pub(in crate::comets) struct Weight {
     pub(in crate::comets) items: usize,
     pub(in crate::comets) bytes: usize,
 }
-
-/// When the window of a key ends.
-#[derive(Debug)]
-pub(super) struct Deadline<K> {
-    pub(super) at: Instant,
-    pub(super) key: K,
-}
-
-impl<K> PartialEq for Deadline<K> {
-    fn eq(&self, other: &Self) -> bool {
-        self.at == other.at
-    }
-}
-
-impl<K> Eq for Deadline<K> {}
-
-impl<K> PartialOrd for Deadline<K> {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl<K> Ord for Deadline<K> {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.at.cmp(&other.at)
-    }
-}
