@@ -4,15 +4,17 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use oci_client::Reference;
+use smart_default::SmartDefault;
 
 use crate::artifact::error::ArtifactError;
 use crate::artifact::registry::{self, SCHEME};
 use crate::schema;
 
 /// A `path` in the configuration: a file, or a reference into a registry.
-#[derive(Clone, Debug, PartialEq, Eq, derive_more::Display)]
+#[derive(Clone, Debug, PartialEq, Eq, SmartDefault, derive_more::Display)]
 pub enum PluginSource {
     /// A file.
+    #[default]
     #[display("{}", _0.display())]
     File(PathBuf),
     /// `oci://registry/repository@sha256:...`.
@@ -39,12 +41,6 @@ impl PluginSource {
         if let Self::File(file) = self {
             *file = base.join(&*file);
         }
-    }
-}
-
-impl Default for PluginSource {
-    fn default() -> Self {
-        Self::File(PathBuf::new())
     }
 }
 

@@ -5,6 +5,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use smart_default::SmartDefault;
+
 use super::{DirectoryReply, Lookup};
 use crate::expiring::ExpiringMap;
 use crate::message::RoomId;
@@ -16,17 +18,12 @@ const GIVEN_UP_FOR: Duration = Duration::from_secs(10);
 const MOST: usize = 10_000;
 
 /// The rooms that need special treatment.
-#[derive(Debug)]
+#[derive(Debug, SmartDefault)]
 pub(super) struct RoomHints {
     large: HashSet<RoomId>,
     /// Why they could not be read.
+    #[default(ExpiringMap::new(MOST))]
     unreadable: ExpiringMap<RoomId, Arc<str>>,
-}
-
-impl Default for RoomHints {
-    fn default() -> Self {
-        Self { large: HashSet::new(), unreadable: ExpiringMap::new(MOST) }
-    }
 }
 
 /// How a look-up is carried out.

@@ -11,6 +11,7 @@
 
 use std::collections::VecDeque;
 
+use smart_default::SmartDefault;
 use tokio::sync::OnceCell;
 
 use crate::kafka::record_writer::{OutgoingRecord, RecordWriter, WriteError, WriteRefusal};
@@ -98,15 +99,10 @@ impl OrderedWriter {
 }
 
 /// The batch size: halved after the topic refused a batch for its size, then slowly increased.
-#[derive(Debug)]
+#[derive(Debug, SmartDefault)]
 struct BatchSize {
+    #[default(MOST_BYTES)]
     bytes: usize,
-}
-
-impl Default for BatchSize {
-    fn default() -> Self {
-        Self { bytes: MOST_BYTES }
-    }
 }
 
 impl BatchSize {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use smart_default::SmartDefault;
 use tracing::{debug, error, warn};
 
 use crate::dead_letter::{DeadLetterReason, Stage};
@@ -96,22 +97,15 @@ impl Settled {
 
 /// Throttles log lines about single records, which could flood the log. Counters show how many there
 /// are, and the dead-letter topic which.
-#[derive(Debug)]
+#[derive(Debug, SmartDefault)]
 struct LogThrottles {
     /// One for each of [`Stage::ALL`].
+    #[default(Stage::ALL.map(|_| LogThrottle::per_record()))]
     letters: [LogThrottle; Stage::ALL.len()],
+    #[default(LogThrottle::per_record())]
     again: LogThrottle,
+    #[default(LogThrottle::per_record())]
     claims: LogThrottle,
-}
-
-impl Default for LogThrottles {
-    fn default() -> Self {
-        Self {
-            letters: Stage::ALL.map(|_| LogThrottle::per_record()),
-            again: LogThrottle::per_record(),
-            claims: LogThrottle::per_record(),
-        }
-    }
 }
 
 impl Metrics {

@@ -29,9 +29,14 @@ const OF_DOCUMENTS: [&str; 2] = ["$id", "$schema"];
 
 /// The schema of a plugin's settings, which [`SettingsSchema::check`] can apply. In JSON, it is the schema
 /// as the plugin exports it.
+#[derive(serde::Serialize, derive_more::Debug)]
+#[serde(transparent)]
+#[debug("SettingsSchema({document:?})")]
 pub struct SettingsSchema {
     document: Value,
+    #[serde(skip)]
     compiled: Schemas,
+    #[serde(skip)]
     root: SchemaIndex,
 }
 
@@ -98,18 +103,6 @@ struct NoLoader;
 impl UrlLoader for NoLoader {
     fn load(&self, url: &str) -> Result<Value, Box<dyn std::error::Error>> {
         Err(format!("{url} is outside of the schema").into())
-    }
-}
-
-impl serde::Serialize for SettingsSchema {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.document.serialize(serializer)
-    }
-}
-
-impl std::fmt::Debug for SettingsSchema {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("SettingsSchema").field(&self.document).finish()
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use smart_default::SmartDefault;
 
 use crate::expiring::ExpiringMap;
 use crate::wasm::state_usage::StateUsage;
@@ -61,17 +62,12 @@ impl PluginStates {
 #[derive(Debug, Default)]
 pub(crate) struct LocalState(Mutex<StateEntries>);
 
-#[derive(Debug)]
+#[derive(Debug, SmartDefault)]
 struct StateEntries {
+    #[default(ExpiringMap::new(MAX_ENTRIES))]
     values: ExpiringMap<String, Vec<u8>>,
     /// Bytes of all keys and values, including expired ones that are not swept yet.
     total: usize,
-}
-
-impl Default for StateEntries {
-    fn default() -> Self {
-        Self { values: ExpiringMap::new(MAX_ENTRIES), total: 0 }
-    }
 }
 
 impl LocalState {

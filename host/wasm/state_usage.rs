@@ -10,6 +10,7 @@
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use smart_default::SmartDefault;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::expiring::ExpiringMap;
@@ -31,18 +32,13 @@ pub(crate) struct QuotaExceeded {
 #[derive(Debug, Default)]
 pub(crate) struct StateUsage(Mutex<UsageEntries>);
 
-#[derive(Debug)]
+#[derive(Debug, SmartDefault)]
 struct UsageEntries {
     /// The size of each key. Bounded by `max_shared_state`, of which each takes at least `OVERHEAD`.
+    #[default(ExpiringMap::new(usize::MAX))]
     sizes: ExpiringMap<u64, usize>,
     /// The total, including expired keys that are not swept yet.
     total: usize,
-}
-
-impl Default for UsageEntries {
-    fn default() -> Self {
-        Self { sizes: ExpiringMap::new(usize::MAX), total: 0 }
-    }
 }
 
 impl StateUsage {

@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 
 use oci_client::Reference;
 use parking_lot::Mutex;
+use smart_default::SmartDefault;
 
 use crate::artifact::error::ArtifactError;
 use crate::artifact::file::Artifact;
@@ -98,17 +99,12 @@ pub(crate) struct Registries {
     known: Mutex<FetchedPlugins>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, SmartDefault)]
 struct FetchedPlugins {
     artifact: VecDeque<(String, Artifact)>,
     /// Why which reference failed last.
+    #[default(ExpiringMap::new(FAILED))]
     failed: ExpiringMap<String, ArtifactError>,
-}
-
-impl Default for FetchedPlugins {
-    fn default() -> Self {
-        Self { artifact: VecDeque::new(), failed: ExpiringMap::new(FAILED) }
-    }
 }
 
 impl Registries {

@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use smart_default::SmartDefault;
+
 /// One message, as its body says. The time is that of the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stamp {
@@ -186,16 +188,11 @@ const PRECISION: u32 = 5;
 const BUCKETS: usize = (65 - PRECISION as usize) << PRECISION;
 
 /// Latencies in microseconds, in buckets.
-#[derive(Debug)]
+#[derive(Debug, SmartDefault)]
 pub(super) struct Latencies {
+    #[default(vec![0; BUCKETS])]
     buckets: Vec<u64>,
     longest: Duration,
-}
-
-impl Default for Latencies {
-    fn default() -> Self {
-        Self { buckets: vec![0; BUCKETS], longest: Duration::ZERO }
-    }
 }
 
 impl Latencies {

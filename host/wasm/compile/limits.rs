@@ -4,25 +4,21 @@ use crate::wasm::engine::EngineConfig;
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use smart_default::SmartDefault;
 
 /// The limit on elapsed time as a multiple of the limit on CPU time: the machine may be busy.
 pub(super) const WALL_CLOCK_FACTOR: u32 = 4;
 
-/// Limits on compiling one plugin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Limits on compiling one plugin. By default three times the memory and ten times the time of the largest
+/// components of the supported languages: Python (18 MB) and JavaScript (12 MB) take 350 MB and 25 s.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, SmartDefault)]
 pub struct CompileLimits {
     /// The memory of the process that compiles.
+    #[default(ByteSize::gib(1))]
     pub memory: ByteSize,
     /// Its CPU time. The limit on elapsed time is four times as high.
+    #[default(Duration::from_secs(300))]
     pub timeout: Duration,
-}
-
-impl Default for CompileLimits {
-    /// Three times the memory and ten times the time of the largest components of the supported
-    /// languages: Python (18 MB) and JavaScript (12 MB) take 350 MB and 25 s.
-    fn default() -> Self {
-        Self { memory: ByteSize::gib(1), timeout: Duration::from_secs(300) }
-    }
 }
 
 /// Why there is no code: the second half of a sentence that begins with the plugin.
