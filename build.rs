@@ -34,7 +34,20 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::prost::Message::encode_to_vec(&inbox);
     let folder = std::env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?;
     std::fs::write(Path::new(&folder).join("inbox.bin"), descriptors)?;
-    tonic_prost_build::configure().bytes(".").build_transport(false).compile_fds(inbox)?;
+    // Its answers are also the JSON of the HTTP API.
+    let mut api = tonic_prost_build::configure().bytes(".").build_transport(false);
+    for message in ["Page", "Entry", "PositionReply"] {
+        api = api.message_attribute(format!("halley.inbox.v1.{message}"), "#[derive(serde::Serialize)]");
+    }
+    for (field, attribute) in [
+        ("Page.warning", "skip_serializing_if = \"String::is_empty\""),
+        ("Entry.room", "serialize_with = \"crate::api::view::or_null\""),
+        ("Entry.body", "serialize_with = \"crate::api::view::base64\""),
+        ("Entry.missing", "skip_serializing_if = \"std::ops::Not::not\""),
+    ] {
+        api = api.field_attribute(format!("halley.inbox.v1.{field}"), format!("#[serde({attribute})]"));
+    }
+    api.compile_fds(inbox)?;
     Ok(())
 }
 

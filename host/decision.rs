@@ -128,8 +128,11 @@ pub struct Guard {
 
 label_enum! {
     /// Why a recipient was not reached.
+    #[derive(Default, serde::Deserialize)]
+    #[serde(rename_all = "kebab-case")]
     pub enum AbsenceCause {
         /// The user is not online, or a policy treats the connection as offline.
+        #[default]
         NotOnline = "not-online",
         /// No connection is known for the key.
         NoConnection = "no-connection",

@@ -11,12 +11,11 @@ use crate::api::error::ApiError;
 use crate::api::proto::DESCRIPTORS;
 use crate::api::proto::inbox::inbox_server::{Inbox, InboxServer};
 use crate::api::proto::inbox::{
-    AcknowledgeRequest, Entry, Owner, Page as PageReply, PositionReply, PositionRequest, ReadRequest,
-    ReplayRequest, owner,
+    AcknowledgeRequest, Owner, Page, PositionReply, PositionRequest, ReadRequest, ReplayRequest, owner,
 };
 use crate::api::service::InboxService;
-use crate::api::view::cursor_text;
-use crate::inbox::{self, Cursor, Page, PageEntry, PageQuery, Standing};
+use crate::api::view;
+use crate::inbox::{self, PageQuery};
 use crate::message::{RoomId, UserId};
 
 /// Maximum size of a request, in bytes.
@@ -54,15 +53,15 @@ impl Inbox for GrpcInbox {
         let PositionRequest { owner, device } = request.into_inner();
         if let Some(room) = room_of(&owner) {
             let standing = self.0.position(&caller, (&room).into(), None).await?;
-            return Ok(Response::new(position_reply(&standing, &room)));
+            return Ok(Response::new(view::position(&standing, &room)));
         }
         let user = user_of(owner)?;
         let device = optional_device(&device)?;
         let standing = self.0.position(&caller, (&user).into(), device.as_ref()).await?;
-        Ok(Response::new(position_reply(&standing, &user)))
+        Ok(Response::new(view::position(&standing, &user)))
     }
 
-    async fn read(&self, request: Request<ReadRequest>) -> Result<Response<PageReply>, Status> {
+    async fn read(&self, request: Request<ReadRequest>) -> Result<Response<Page>, Status> {
         let caller = caller(&request)?;
         let ReadRequest { owner, after, before, limit, backwards } = request.into_inner();
         let query = |owner: inbox::Owner<'_>| -> Result<PageQuery, ApiError> {
@@ -71,14 +70,14 @@ impl Inbox for GrpcInbox {
         };
         if let Some(room) = room_of(&owner) {
             let page = self.0.page(&caller, (&room).into(), query((&room).into())?).await?;
-            return Ok(Response::new(page_reply(page, &room)));
+            return Ok(Response::new(view::page(page, &room)));
         }
         let user = user_of(owner)?;
         let page = self.0.page(&caller, (&user).into(), query((&user).into())?).await?;
-        Ok(Response::new(page_reply(page, &user)))
+        Ok(Response::new(view::page(page, &user)))
     }
 
-    type ReplayStream = BoxStream<'static, Result<PageReply, Status>>;
+    type ReplayStream = BoxStream<'static, Result<Page, Status>>;
 
     async fn replay(&self, request: Request<ReplayRequest>) -> Result<Response<Self::ReplayStream>, Status> {
         let caller = caller(&request)?;
@@ -94,7 +93,7 @@ impl Inbox for GrpcInbox {
         tracing::debug!(%user, connection, follow, "an inbox is replayed");
         let pages = self.0.replay(&caller, user.clone(), device, query, follow).await?;
         let replies = pages.map(move |page| match page {
-            Ok(page) => Ok(page_reply(page, &user)),
+            Ok(page) => Ok(view::page(page, &user)),
             Err(error) => Err(error.into()),
         });
         Ok(Response::new(replies.boxed()))
@@ -110,7 +109,7 @@ impl Inbox for GrpcInbox {
         let device = arguments::device(&device)?;
         let cursor = required_cursor("cursor", &cursor, &user)?;
         let standing = self.0.acknowledge(&caller, &user, &device, cursor).await?;
-        Ok(Response::new(position_reply(&standing, &user)))
+        Ok(Response::new(view::position(&standing, &user)))
     }
 }
 
@@ -128,39 +127,4 @@ fn user_of(owner: Option<Owner>) -> Result<UserId, ApiError> {
         Some(owner::Owner::Room(_)) => Err(ApiError::Unsupported("histories of rooms are read page by page")),
         Some(owner::Owner::User(_)) | None => Err(ApiError::invalid("owner", "a user is required")),
     }
-}
-
-fn position_reply<'a>(standing: &Standing, owner: impl Into<inbox::Owner<'a>>) -> PositionReply {
-    let owner = owner.into();
-    PositionReply {
-        first: cursor_text(standing.first, owner),
-        last: cursor_text(standing.last, owner),
-        acknowledged: cursor_text(standing.acknowledged, owner),
-        kept: standing.kept,
-    }
-}
-
-fn page_reply<'a>(page: Page, owner: impl Into<inbox::Owner<'a>>) -> PageReply {
-    let owner = owner.into();
-    let Page { entries, next, more, truncated, warning } = page;
-    let entry = |entry: PageEntry| {
-        let stored_ms = entry.stored_ms();
-        let message = entry.message;
-        let missing = message.is_missing();
-        Entry {
-            cursor: Cursor::At(entry.position).encode(owner),
-            id: message.id.to_string(),
-            operation: message.operation,
-            room: message.room.map(|room| room.to_string()).unwrap_or_default(),
-            body: message.body,
-            sent_ms: message.sent_ms,
-            stored_ms,
-            expires_ms: message.expires_ms,
-            cause: message.cause.map_or("", |cause| cause.as_str()).to_owned(),
-            missing,
-        }
-    };
-    let entries = entries.into_iter().map(entry).collect();
-    let warning = warning.unwrap_or_default().to_owned();
-    PageReply { entries, next: cursor_text(next, owner), more, truncated, warning }
 }

@@ -13,7 +13,7 @@ use crate::api::access::Caller;
 use crate::api::arguments::{cursor, device, required_cursor};
 use crate::api::error::ApiError;
 use crate::api::service::{InboxService, PushRequest};
-use crate::api::view::{PageView, PositionView, ReplayedView};
+use crate::api::view::{self, ReplayedView};
 use crate::http_server::response::error_response;
 use crate::inbox::{Owner, PageQuery};
 use crate::message::{ConnectionId, RoomId, UserId};
@@ -23,7 +23,7 @@ const OPENAPI: &str = include_str!("../../proto/inbox.openapi.json");
 /// Maximum size of a request body, in bytes.
 const MAX_BODY: usize = 64 * 1024;
 /// Maximum length of a user's or room's id, in bytes.
-const LONGEST_USER: usize = 1024;
+const LONGEST_ID: usize = 1024;
 
 /// The routes, each with its method.
 fn routes() -> [(&'static str, &'static str, MethodRouter<InboxService>); 8] {
@@ -84,11 +84,11 @@ async fn read(
     Path(user): Path<String>,
     parameters: Result<Query<ReadParameters>, QueryRejection>,
 ) -> Result<Response, Response> {
-    let user = user_id(&user)?;
+    let user: UserId = id("user", &user)?;
     let Query(parameters) = parameters.map_err(|why| bad_request(&why.body_text()))?;
     let query = parameters.query(&user)?;
     let page = service.page(&caller, (&user).into(), query).await?;
-    Ok(Json(PageView::new(&page, &user)).into_response())
+    Ok(Json(view::page(page, &user)).into_response())
 }
 
 async fn read_history(
@@ -97,11 +97,11 @@ async fn read_history(
     Path(room): Path<String>,
     parameters: Result<Query<ReadParameters>, QueryRejection>,
 ) -> Result<Response, Response> {
-    let room = room_id(&room)?;
+    let room: RoomId = id("room", &room)?;
     let Query(parameters) = parameters.map_err(|why| bad_request(&why.body_text()))?;
     let query = parameters.query(&room)?;
     let page = service.page(&caller, (&room).into(), query).await?;
-    Ok(Json(PageView::new(&page, &room)).into_response())
+    Ok(Json(view::page(page, &room)).into_response())
 }
 
 async fn history_position(
@@ -109,9 +109,9 @@ async fn history_position(
     Extension(caller): Extension<Caller>,
     Path(room): Path<String>,
 ) -> Result<Response, Response> {
-    let room = room_id(&room)?;
+    let room: RoomId = id("room", &room)?;
     let standing = service.position(&caller, (&room).into(), None).await?;
-    Ok(Json(PositionView::new(&standing, &room)).into_response())
+    Ok(Json(view::position(&standing, &room)).into_response())
 }
 
 #[derive(Deserialize)]
@@ -126,11 +126,11 @@ async fn position(
     Path(user): Path<String>,
     parameters: Result<Query<PositionParameters>, QueryRejection>,
 ) -> Result<Response, Response> {
-    let user = user_id(&user)?;
+    let user: UserId = id("user", &user)?;
     let Query(parameters) = parameters.map_err(|why| bad_request(&why.body_text()))?;
     let device = parameters.device.as_deref().map(device).transpose()?;
     let standing = service.position(&caller, (&user).into(), device.as_ref()).await?;
-    Ok(Json(PositionView::new(&standing, &user)).into_response())
+    Ok(Json(view::position(&standing, &user)).into_response())
 }
 
 #[derive(Deserialize)]
@@ -146,12 +146,12 @@ async fn acknowledge(
     Path(user): Path<String>,
     body: Result<Json<Acknowledgement>, JsonRejection>,
 ) -> Result<Response, Response> {
-    let user = user_id(&user)?;
+    let user: UserId = id("user", &user)?;
     let Json(body) = body.map_err(|why| bad_body(&why))?;
     let device = device(&body.device)?;
     let cursor = required_cursor("cursor", &body.cursor, &user)?;
     let standing = service.acknowledge(&caller, &user, &device, cursor).await?;
-    Ok(Json(PositionView::new(&standing, &user)).into_response())
+    Ok(Json(view::position(&standing, &user)).into_response())
 }
 
 #[derive(Default, Deserialize)]
@@ -170,7 +170,7 @@ async fn replay(
     Path(user): Path<String>,
     body: Result<Json<ReplayParameters>, JsonRejection>,
 ) -> Result<Response, Response> {
-    let user = user_id(&user)?;
+    let user: UserId = id("user", &user)?;
     let Json(body) = body.map_err(|why| bad_body(&why))?;
     let device = body.device.as_deref().map(device).transpose()?;
     if body.acknowledge && device.is_none() {
@@ -192,21 +192,15 @@ async fn erase(
     Extension(caller): Extension<Caller>,
     Path(user): Path<String>,
 ) -> Result<Response, Response> {
-    let user = user_id(&user)?;
+    let user: UserId = id("user", &user)?;
     let deleted = service.delete(&caller, &user).await?;
     Ok(Json(json!({ "deleted": deleted.inbox, "archived": deleted.archive })).into_response())
 }
 
-fn user_id(text: &str) -> Result<UserId, ApiError> {
-    if text.is_empty() || text.len() > LONGEST_USER {
-        return Err(ApiError::invalid("user", format!("a user's id has 1 to {LONGEST_USER} bytes")));
-    }
-    Ok(text.into())
-}
-
-fn room_id(text: &str) -> Result<RoomId, ApiError> {
-    if text.is_empty() || text.len() > LONGEST_USER {
-        return Err(ApiError::invalid("room", format!("a room's id has 1 to {LONGEST_USER} bytes")));
+/// The id of a user or a room.
+fn id<I: for<'a> From<&'a str>>(kind: &'static str, text: &str) -> Result<I, ApiError> {
+    if text.is_empty() || text.len() > LONGEST_ID {
+        return Err(ApiError::invalid(kind, format!("a {kind}'s id has 1 to {LONGEST_ID} bytes")));
     }
     Ok(text.into())
 }

@@ -1,48 +1,17 @@
-//! The JSON of the HTTP form. Times are milliseconds since 1970; bodies are base64, as in protobuf's JSON.
+//! The answers of the API. gRPC encodes these messages, and HTTP and the commands print them as JSON: times in
+//! milliseconds since 1970, bodies in base64, as in protobuf's JSON. `build.rs` says which fields differ.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::Serialize;
+use bytes::Bytes;
+use serde::{Serialize, Serializer};
 
+use crate::api::proto::inbox as proto;
 use crate::inbox::{Cursor, Owner, Page, PageEntry, Standing};
-use crate::message::{ConnectionId, RoomId, UserId};
+use crate::message::{ConnectionId, UserId};
 use crate::replay::Replayed;
 
-#[derive(Serialize)]
-pub(crate) struct PageView<'a> {
-    entries: Vec<EntryView<'a>>,
-    /// Empty: the inbox is empty and the request named no place.
-    next: String,
-    more: bool,
-    truncated: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    warning: Option<&'static str>,
-}
-
-#[derive(Serialize)]
-pub(crate) struct EntryView<'a> {
-    cursor: String,
-    id: &'a str,
-    operation: i32,
-    room: Option<&'a RoomId>,
-    body: String,
-    sent_ms: i64,
-    stored_ms: i64,
-    expires_ms: i64,
-    cause: &'static str,
-    /// Its body is not kept any more, or cannot be read now.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    missing: bool,
-}
-
-#[derive(Serialize)]
-pub(crate) struct PositionView {
-    first: String,
-    last: String,
-    acknowledged: String,
-    kept: u64,
-}
-
+/// What a replay pushed; in HTTP only.
 #[derive(Serialize)]
 pub(crate) struct ReplayedView<'a> {
     connection: &'a ConnectionId,
@@ -55,51 +24,44 @@ pub(crate) struct ReplayedView<'a> {
     warning: Option<&'static str>,
 }
 
-/// A cursor, or the empty text for none.
-pub(crate) fn cursor_text<'o>(cursor: Option<Cursor>, owner: impl Into<Owner<'o>>) -> String {
-    cursor.map(|cursor| cursor.encode(owner)).unwrap_or_default()
-}
-
-impl<'a> PageView<'a> {
-    pub(crate) fn new<'o>(page: &'a Page, owner: impl Into<Owner<'o>>) -> Self {
-        let owner = owner.into();
-        Self {
-            entries: page.entries.iter().map(|entry| EntryView::new(entry, owner)).collect(),
-            next: cursor_text(page.next, owner),
-            more: page.more,
-            truncated: page.truncated,
-            warning: page.warning,
-        }
+/// A page of an inbox or a history. `next` is empty if the inbox is empty and the request named no place.
+pub(crate) fn page<'o>(page: Page, owner: impl Into<Owner<'o>>) -> proto::Page {
+    let owner = owner.into();
+    let Page { entries, next, more, truncated, warning } = page;
+    proto::Page {
+        entries: entries.into_iter().map(|entry| self::entry(entry, owner)).collect(),
+        next: cursor_text(next, owner),
+        more,
+        truncated,
+        warning: warning.unwrap_or_default().to_owned(),
     }
 }
 
-impl<'a> EntryView<'a> {
-    pub(crate) fn new(entry: &'a PageEntry, owner: Owner<'_>) -> Self {
-        let message = &entry.message;
-        Self {
-            cursor: Cursor::At(entry.position).encode(owner),
-            id: message.id.as_str(),
-            operation: message.operation,
-            room: message.room.as_ref(),
-            body: STANDARD.encode(&message.body),
-            sent_ms: message.sent_ms,
-            stored_ms: entry.stored_ms(),
-            expires_ms: message.expires_ms,
-            cause: message.cause.map_or("", |cause| cause.as_str()),
-            missing: message.is_missing(),
-        }
+fn entry(entry: PageEntry, owner: Owner<'_>) -> proto::Entry {
+    let stored_ms = entry.stored_ms();
+    let message = entry.message;
+    proto::Entry {
+        cursor: Cursor::At(entry.position).encode(owner),
+        id: message.id.to_string(),
+        operation: message.operation,
+        missing: message.is_missing(),
+        room: message.room.map(|room| room.to_string()).unwrap_or_default(),
+        body: message.body,
+        sent_ms: message.sent_ms,
+        stored_ms,
+        expires_ms: message.expires_ms,
+        cause: message.cause.map_or("", |cause| cause.as_str()).to_owned(),
     }
 }
 
-impl PositionView {
-    pub(crate) fn new<'o>(standing: &Standing, owner: impl Into<Owner<'o>>) -> Self {
-        let owner = owner.into();
-        Self {
-            first: cursor_text(standing.first, owner),
-            last: cursor_text(standing.last, owner),
-            acknowledged: cursor_text(standing.acknowledged, owner),
-            kept: standing.kept,
-        }
+/// Where an inbox or a history stands.
+pub(crate) fn position<'o>(standing: &Standing, owner: impl Into<Owner<'o>>) -> proto::PositionReply {
+    let owner = owner.into();
+    proto::PositionReply {
+        first: cursor_text(standing.first, owner),
+        last: cursor_text(standing.last, owner),
+        acknowledged: cursor_text(standing.acknowledged, owner),
+        kept: standing.kept,
     }
 }
 
@@ -115,4 +77,19 @@ impl<'a> ReplayedView<'a> {
             warning: replayed.warning,
         }
     }
+}
+
+/// A cursor, or the empty text for none.
+fn cursor_text<'o>(cursor: Option<Cursor>, owner: impl Into<Owner<'o>>) -> String {
+    cursor.map(|cursor| cursor.encode(owner)).unwrap_or_default()
+}
+
+/// Bytes in JSON.
+pub(super) fn base64<S: Serializer>(bytes: &Bytes, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&STANDARD.encode(bytes))
+}
+
+/// A text in JSON that is `null` if there is none.
+pub(super) fn or_null<S: Serializer>(text: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    Some(text).filter(|text| !text.is_empty()).serialize(serializer)
 }

@@ -63,6 +63,11 @@ pub(super) fn with_causes(error: &anyhow::Error) -> String {
 /// Maximum size of a file named on the command line, in bytes.
 pub(super) const LARGEST_INPUT: u64 = 256 * 1024 * 1024;
 
+/// The text of a file that a command was given.
+pub(super) fn read_input(file: &Path) -> anyhow::Result<String> {
+    files::read_argument(file, LARGEST_INPUT).with_context(|| format!("cannot read {}", file.display()))
+}
+
 /// Location of the configuration.
 #[derive(Debug, clap::Args)]
 pub(super) struct ConfigArgs {

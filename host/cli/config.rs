@@ -5,15 +5,8 @@ use clap::Subcommand;
 use crate::cli::{ConfigArgs, EXIT_SUCCESS, print, print_json, print_styled};
 use crate::config::{ActiveValue, Config};
 
-/// Arguments of `halley config`.
-#[derive(Debug, clap::Args)]
-pub(super) struct Args {
-    #[command(subcommand)]
-    command: Command,
-}
-
 #[derive(Debug, Subcommand)]
-enum Command {
+pub(super) enum Command {
     /// Prints the JSON schema of the configuration, for editors and tools that validate TOML.
     Schema,
     /// Prints a configuration file with every key, its default and its meaning.
@@ -23,7 +16,7 @@ enum Command {
 }
 
 #[derive(Debug, clap::Args)]
-struct ShowArgs {
+pub(super) struct ShowArgs {
     #[command(flatten)]
     config: ConfigArgs,
     /// Only values that the file or the environment sets.
@@ -37,8 +30,8 @@ struct ShowArgs {
 /// The example shows every key with its default; a test holds it equal to the defaults.
 const WITH_DEFAULTS: &str = include_str!("../../examples/halley.toml");
 
-pub(super) fn run(args: Args) -> anyhow::Result<u8> {
-    match args.command {
+pub(super) fn run(command: Command) -> anyhow::Result<u8> {
+    match command {
         Command::Schema => print_json(&serde_json::to_string_pretty(&schemars::schema_for!(Config))?),
         Command::Default => print_styled(WITH_DEFAULTS.trim_end()),
         Command::Show(args) => show(&args)?,

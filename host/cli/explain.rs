@@ -6,9 +6,8 @@ use anyhow::Context as _;
 use prometheus_client::registry::Registry;
 
 use crate::cli::message_spec::{MessageSpec, OPERATION};
-use crate::cli::{ConfigArgs, EXIT_SUCCESS, LARGEST_INPUT, print_json, print_lines, runtime};
+use crate::cli::{ConfigArgs, EXIT_SUCCESS, print_json, print_lines, read_input, runtime};
 use crate::config::Config;
-use crate::files;
 use crate::gateway::{self, Storage};
 use crate::message::Message;
 use crate::pipeline::{Explanation, explain};
@@ -71,8 +70,7 @@ fn message_spec(args: &Args) -> anyhow::Result<MessageSpec> {
 }
 
 fn read_draft(file: &Path) -> anyhow::Result<MessageSpec> {
-    let text = files::read_argument(file, LARGEST_INPUT)
-        .with_context(|| format!("cannot read {}", file.display()))?;
+    let text = read_input(file)?;
     serde_json::from_str(&text).with_context(|| format!("{} is not a message; see --help", file.display()))
 }
 

@@ -9,21 +9,14 @@ use crate::gateway::Storage;
 use crate::inbox::Cursor;
 use crate::message::RoomId;
 
-/// Arguments of `halley history`.
-#[derive(Debug, clap::Args)]
-pub(super) struct Args {
-    #[command(subcommand)]
-    command: Command,
-}
-
 #[derive(Debug, Subcommand)]
-enum Command {
+pub(super) enum Command {
     /// Shows the messages of a room, oldest first.
     Read(ReadArgs),
 }
 
 #[derive(Debug, clap::Args)]
-struct ReadArgs {
+pub(super) struct ReadArgs {
     #[command(flatten)]
     config: ConfigArgs,
     /// The room's id.
@@ -35,8 +28,8 @@ struct ReadArgs {
     page: PageArgs,
 }
 
-pub(super) fn run(args: Args) -> anyhow::Result<u8> {
-    let Command::Read(args) = args.command;
+pub(super) fn run(command: Command) -> anyhow::Result<u8> {
+    let Command::Read(args) = command;
     let config = args.config.load()?;
     let room = RoomId::from(args.room.as_str());
     let query = args.page.query(|text| Cursor::decode(text, &room))?;
@@ -45,8 +38,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
             return usage("`[redis] url` is memory://, which keeps no history");
         };
         let page = history.page(&room, &query).await?;
-        args.page.show(&page, (&room).into(), args.json)?;
-        if page.entries.is_empty() && !args.json && !config.history.covers(&room) {
+        let is_empty = page.entries.is_empty();
+        args.page.show(page, (&room).into(), args.json)?;
+        if is_empty && !args.json && !config.history.covers(&room) {
             print("`[history] rooms` does not cover the room: it has only what a policy keeps");
         }
         Ok(EXIT_SUCCESS)

@@ -31,7 +31,9 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-use common::{ConfigArgs, LARGEST_INPUT, OrUsage, VERSION, block_on, plugin_name_of, runtime, usage};
+use common::{
+    ConfigArgs, LARGEST_INPUT, OrUsage, VERSION, block_on, plugin_name_of, read_input, runtime, usage,
+};
 pub use common::{EXIT_FAILURE, EXIT_SUCCESS, EXIT_USAGE};
 use output::{fail, print, print_json, print_lines, print_styled};
 
@@ -57,7 +59,8 @@ enum Command {
     /// Shows where a message would go, and why, without sending it.
     Explain(explain::Args),
     /// Creates, builds, tests and benchmarks policies; changes those of a running gateway.
-    Plugin(plugin::Args),
+    #[command(subcommand)]
+    Plugin(plugin::Command),
     /// Replays recorded traffic through a policy, and shows its decisions.
     ///
     /// Every message goes through this plugin only, in the order of its partition and in batches of
@@ -70,17 +73,22 @@ enum Command {
     /// out of order, and how late.
     Bench(bench::Args),
     /// Lists messages that could not be delivered, and redrives them once the cause is fixed.
-    DeadLetter(dead_letter::Args),
+    #[command(subcommand)]
+    DeadLetter(dead_letter::Command),
     /// Reads, replays, acknowledges and deletes what absent users have missed.
-    Inbox(inbox::Args),
+    #[command(subcommand)]
+    Inbox(inbox::Command),
     /// Reads the messages of rooms whose history is kept.
-    History(history::Args),
+    #[command(subcommand)]
+    History(history::Command),
     /// Archives stored messages in MySQL until SIGTERM or Ctrl-C; creates the tables.
     Archive(archive::Args),
     /// Moves the consumer group past records that cannot be read.
-    Offsets(offsets::Args),
+    #[command(subcommand)]
+    Offsets(offsets::Command),
     /// Prints the configuration's schema, its defaults, and what is active.
-    Config(config::Args),
+    #[command(subcommand)]
+    Config(config::Command),
     /// Prints the completions of a shell.
     Completions(generate::CompletionsArgs),
     /// Writes manual pages.
@@ -99,15 +107,15 @@ impl Cli {
             Command::Check(args) => check::run(args),
             Command::Health(args) => health::run(args),
             Command::Explain(args) => explain::run(args),
-            Command::Plugin(args) => plugin::run(args),
+            Command::Plugin(command) => plugin::run(command),
             Command::Replay(args) => replay::run(args),
             Command::Bench(args) => bench::run(args),
-            Command::DeadLetter(args) => dead_letter::run(args),
-            Command::Inbox(args) => inbox::run(args),
-            Command::History(args) => history::run(args),
+            Command::DeadLetter(command) => dead_letter::run(command),
+            Command::Inbox(command) => inbox::run(command),
+            Command::History(command) => history::run(command),
             Command::Archive(args) => archive::run(args),
-            Command::Offsets(args) => offsets::run(args),
-            Command::Config(args) => config::run(args),
+            Command::Offsets(command) => offsets::run(command),
+            Command::Config(command) => config::run(command),
             Command::Completions(args) => generate::completions(&args, Self::command()),
             Command::Man(args) => generate::man(&args, Self::command()),
             Command::CompilePlugin(args) => compile_plugin::run(args),

@@ -5,15 +5,8 @@ use clap::Subcommand;
 use crate::cli::{ConfigArgs, EXIT_SUCCESS, block_on, print};
 use crate::kafka::{SkipRequest, SkippedRange, skip};
 
-/// Arguments of `halley offsets`.
-#[derive(Debug, clap::Args)]
-pub(super) struct Args {
-    #[command(subcommand)]
-    command: Command,
-}
-
 #[derive(Debug, Subcommand)]
-enum Command {
+pub(super) enum Command {
     /// Skips records of one partition that cannot be read.
     ///
     /// For a batch that Kafka's client cannot decode: `/readyz`, `GET /v1/stalls` and the log name
@@ -26,7 +19,7 @@ enum Command {
 }
 
 #[derive(Debug, clap::Args)]
-struct SkipArgs {
+pub(super) struct SkipArgs {
     #[command(flatten)]
     config: ConfigArgs,
     /// The topic.
@@ -40,8 +33,8 @@ struct SkipArgs {
     to: Option<i64>,
 }
 
-pub(super) fn run(args: Args) -> anyhow::Result<u8> {
-    let Command::Skip(SkipArgs { config, topic, partition, to }) = args.command;
+pub(super) fn run(command: Command) -> anyhow::Result<u8> {
+    let Command::Skip(SkipArgs { config, topic, partition, to }) = command;
     let config = config.load()?;
     let wanted = SkipRequest { topic: topic.clone(), partition, to };
     let SkippedRange { from, to } = block_on(skip(&config.kafka, wanted))?;

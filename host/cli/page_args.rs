@@ -2,7 +2,7 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use crate::api::view::PageView;
+use crate::api::view;
 use crate::cli::{OrUsage as _, print, print_json};
 use crate::inbox::{Cursor, CursorError, Owner, Page, PageEntry, PageQuery};
 
@@ -45,9 +45,9 @@ impl PageArgs {
     }
 
     /// Prints the page, as text or as the HTTP API does.
-    pub(super) fn show(&self, page: &Page, owner: Owner<'_>, json: bool) -> anyhow::Result<()> {
+    pub(super) fn show(&self, page: Page, owner: Owner<'_>, json: bool) -> anyhow::Result<()> {
         if json {
-            print_json(&serde_json::to_string(&PageView::new(page, owner))?);
+            print_json(&serde_json::to_string(&view::page(page, owner))?);
             return Ok(());
         }
         if page.truncated {

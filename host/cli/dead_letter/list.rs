@@ -10,7 +10,7 @@ use crate::kafka;
 
 /// Arguments of `halley dead-letter list`.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(in crate::cli) struct Args {
     #[command(flatten)]
     pub(super) config: ConfigArgs,
     #[command(flatten)]

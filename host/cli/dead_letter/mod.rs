@@ -11,15 +11,8 @@ use clap::Subcommand;
 
 use crate::cli::{ConfigArgs, block_on};
 
-/// Arguments of `halley dead-letter`.
-#[derive(Debug, clap::Args)]
-pub(super) struct Args {
-    #[command(subcommand)]
-    command: Command,
-}
-
 #[derive(Debug, Subcommand)]
-enum Command {
+pub(super) enum Command {
     /// Lists the dead letters in the topic.
     ///
     /// Reads `[kafka] dead_letter_topic` from its beginning to its current end. Joins no consumer
@@ -56,14 +49,14 @@ enum Command {
     Redrive(redrive::Args),
 }
 
-pub(super) fn run(args: Args) -> anyhow::Result<u8> {
-    let file: &ConfigArgs = match &args.command {
+pub(super) fn run(command: Command) -> anyhow::Result<u8> {
+    let file: &ConfigArgs = match &command {
         Command::List(args) => &args.config,
         Command::Redrive(args) => &args.config,
     };
     let config = file.load()?;
     block_on(async {
-        match args.command {
+        match command {
             Command::List(args) => list::run(&config.kafka, &args).await,
             Command::Redrive(args) => redrive::run(&config, &args).await,
         }

@@ -22,7 +22,7 @@ const LONGEST: usize = 1_000;
 
 /// Arguments of `halley dead-letter redrive`.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(in crate::cli) struct Args {
     #[command(flatten)]
     pub(super) config: ConfigArgs,
     #[command(flatten)]

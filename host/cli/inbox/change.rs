@@ -1,6 +1,6 @@
 //! `halley inbox position`, `ack` and `delete`.
 
-use crate::api::view::PositionView;
+use crate::api::view;
 use crate::cli::inbox::args::{InboxArgs, device, reader, unavailable};
 use crate::cli::{EXIT_SUCCESS, OrUsage as _, print, print_json, usage};
 use crate::config::Config;
@@ -10,7 +10,7 @@ use crate::message::UserId;
 
 /// Arguments of `halley inbox position`.
 #[derive(Debug, clap::Args)]
-pub(super) struct PositionArgs {
+pub(in crate::cli) struct PositionArgs {
     #[command(flatten)]
     pub(super) inbox: InboxArgs,
     /// The device whose acknowledged position is shown.
@@ -20,7 +20,7 @@ pub(super) struct PositionArgs {
 
 /// Arguments of `halley inbox ack`.
 #[derive(Debug, clap::Args)]
-pub(super) struct AckArgs {
+pub(in crate::cli) struct AckArgs {
     #[command(flatten)]
     pub(super) inbox: InboxArgs,
     /// The device.
@@ -33,7 +33,7 @@ pub(super) struct AckArgs {
 
 /// Arguments of `halley inbox delete`.
 #[derive(Debug, clap::Args)]
-pub(super) struct DeleteArgs {
+pub(in crate::cli) struct DeleteArgs {
     #[command(flatten)]
     pub(super) inbox: InboxArgs,
     /// Deletes without asking further. Deleted messages cannot be restored.
@@ -75,7 +75,7 @@ pub(super) async fn delete(config: &Config, args: &DeleteArgs) -> anyhow::Result
 
 fn show(standing: &Standing, user: &UserId, json: bool) -> anyhow::Result<u8> {
     if json {
-        print_json(&serde_json::to_string(&PositionView::new(standing, user))?);
+        print_json(&serde_json::to_string(&view::position(standing, user))?);
         return Ok(EXIT_SUCCESS);
     }
     let text = |cursor: Option<Cursor>| cursor.map_or_else(|| "-".to_owned(), |cursor| cursor.encode(user));

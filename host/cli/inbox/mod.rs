@@ -10,15 +10,8 @@ use clap::Subcommand;
 
 use crate::cli::block_on;
 
-/// Arguments of `halley inbox`.
-#[derive(Debug, clap::Args)]
-pub(super) struct Args {
-    #[command(subcommand)]
-    command: Command,
-}
-
 #[derive(Debug, Subcommand)]
-enum Command {
+pub(super) enum Command {
     /// Shows a user's messages, oldest first.
     Read(read::Args),
     /// Shows where an inbox stands, and what a device has acknowledged.
@@ -34,8 +27,8 @@ enum Command {
     Delete(change::DeleteArgs),
 }
 
-pub(super) fn run(args: Args) -> anyhow::Result<u8> {
-    let shared = match &args.command {
+pub(super) fn run(command: Command) -> anyhow::Result<u8> {
+    let shared = match &command {
         Command::Read(args) => &args.inbox,
         Command::Position(args) => &args.inbox,
         Command::Ack(args) => &args.inbox,
@@ -44,7 +37,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     };
     let config = shared.config.load()?;
     block_on(async {
-        match &args.command {
+        match &command {
             Command::Read(args) => read::run(&config, args).await,
             Command::Position(args) => change::position(&config, args).await,
             Command::Ack(args) => change::acknowledge(&config, args).await,

@@ -8,7 +8,7 @@ use crate::inbox::Cursor;
 
 /// Arguments of `halley inbox read`.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(in crate::cli) struct Args {
     #[command(flatten)]
     pub(super) inbox: InboxArgs,
     #[command(flatten)]
@@ -19,6 +19,6 @@ pub(super) async fn run(config: &Config, args: &Args) -> anyhow::Result<u8> {
     let user = args.inbox.user();
     let query = args.page.query(|text| Cursor::decode(text, &user))?;
     let page = reader(config)?.page(&user, &query).await.map_err(unavailable)?;
-    args.page.show(&page, (&user).into(), args.inbox.json)?;
+    args.page.show(page, (&user).into(), args.inbox.json)?;
     Ok(EXIT_SUCCESS)
 }

@@ -14,7 +14,7 @@ use crate::replay::{Replayed, Replayer};
 
 /// Arguments of `halley inbox replay`.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(in crate::cli) struct Args {
     #[command(flatten)]
     pub(super) inbox: InboxArgs,
     /// One of the user's connections. Default: the one that the directory names.

@@ -27,7 +27,7 @@ impl From<RegistryArgs> for RegistryConfig {
 
 /// Arguments of `halley plugin fetch`.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(in crate::cli) struct Args {
     /// The plugin in a registry: `oci://registry/repository:tag`, or with `@sha256:...`.
     #[arg(value_name = "REFERENCE")]
     reference: TaggedReference,

@@ -14,15 +14,8 @@ mod verify;
 
 use clap::Subcommand;
 
-/// Arguments of `halley plugin`.
-#[derive(Debug, clap::Args)]
-pub(super) struct Args {
-    #[command(subcommand)]
-    command: Command,
-}
-
 #[derive(Debug, Subcommand)]
-enum Command {
+pub(super) enum Command {
     /// Creates a project for a policy, which builds and passes its tests.
     New(author::new::Args),
     /// Builds a policy to WebAssembly, and checks that a gateway would accept it.
@@ -110,8 +103,8 @@ enum Command {
     Versions(show::ShowArgs),
 }
 
-pub(super) fn run(args: Args) -> anyhow::Result<u8> {
-    match args.command {
+pub(super) fn run(command: Command) -> anyhow::Result<u8> {
+    match command {
         Command::New(args) => author::new::run(args),
         Command::Build(args) => author::build::run(args),
         Command::Test(args) => author::test::run(args),

@@ -8,7 +8,7 @@ use crate::cli::{EXIT_SUCCESS, print, print_lines};
 
 /// Arguments of `halley plugin rollback`.
 #[derive(Debug, clap::Args)]
-pub(super) struct RollbackArgs {
+pub(in crate::cli) struct RollbackArgs {
     /// The plugin.
     name: String,
     /// The version to roll back to: a prefix of its hash, as shown by `halley plugin versions`.
@@ -21,7 +21,7 @@ pub(super) struct RollbackArgs {
 
 /// Arguments of the commands that only name a plugin.
 #[derive(Debug, clap::Args)]
-pub(super) struct PluginNameArgs {
+pub(in crate::cli) struct PluginNameArgs {
     /// The plugin.
     name: String,
     #[command(flatten)]

@@ -17,7 +17,7 @@ const SIGNATURE: HeaderName = HeaderName::from_static("halley-signature");
 
 /// Arguments of `halley plugin push`.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(in crate::cli) struct Args {
     /// The plugins' files. Each one is pushed to the configured plugin that is named like the file,
     /// or with `-` for `_` if only that is configured: `keyword_filter.wasm` to `keyword-filter`. The
     /// signature in FILE.sig is sent along, if it exists.

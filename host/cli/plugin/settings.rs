@@ -17,7 +17,7 @@ const WIDEST: usize = 28;
 
 /// Arguments of `halley plugin settings`.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(in crate::cli) struct Args {
     /// The plugin.
     name: String,
     /// Prints the gateway's JSON response, with the JSON Schema.

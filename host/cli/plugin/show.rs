@@ -7,7 +7,7 @@ use crate::cli::{EXIT_SUCCESS, print, print_json, print_lines};
 
 /// Arguments of `halley plugin status`.
 #[derive(Debug, clap::Args)]
-pub(super) struct StatusArgs {
+pub(in crate::cli) struct StatusArgs {
     /// Shows this plugin only.
     name: Option<String>,
     /// Prints the gateway's JSON response.
@@ -19,7 +19,7 @@ pub(super) struct StatusArgs {
 
 /// Arguments of `halley plugin versions` and `differences`.
 #[derive(Debug, clap::Args)]
-pub(super) struct ShowArgs {
+pub(in crate::cli) struct ShowArgs {
     /// The plugin.
     name: String,
     /// Prints the gateway's JSON response.

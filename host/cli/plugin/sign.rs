@@ -11,7 +11,7 @@ use crate::files;
 
 /// Arguments of `halley plugin sign`.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(in crate::cli) struct Args {
     /// The plugin's file. The signature is written next to it, into FILE.sig.
     #[arg(value_name = "FILE")]
     file: PathBuf,

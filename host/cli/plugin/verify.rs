@@ -10,7 +10,7 @@ use crate::digest::Digest;
 
 /// Arguments of `halley plugin verify`.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(in crate::cli) struct Args {
     /// The plugin: a file, with its signature in FILE.sig, or `oci://registry/repository:tag`.
     #[arg(value_name = "FILE|REFERENCE")]
     plugin: String,

@@ -18,11 +18,10 @@ use anyhow::Context as _;
 
 use crate::artifact::PluginSource;
 use crate::cli::{
-    ConfigArgs, EXIT_FAILURE, EXIT_SUCCESS, LARGEST_INPUT, OrUsage as _, block_on, fail, plugin_name_of,
-    print_json, print_lines, usage,
+    ConfigArgs, EXIT_FAILURE, EXIT_SUCCESS, OrUsage as _, block_on, fail, plugin_name_of, print_json,
+    print_lines, read_input, usage,
 };
 use crate::config::Config;
-use crate::files;
 use crate::kafka::TopicReader;
 use crate::policy::PluginConfig;
 use crate::time;
@@ -114,8 +113,7 @@ fn plugins(args: &Args, config: &Config) -> anyhow::Result<(ReplayedPlugin, Opti
 }
 
 fn json(file: &Path) -> anyhow::Result<serde_json::Value> {
-    let text = files::read_argument(file, LARGEST_INPUT)
-        .with_context(|| format!("cannot read {}", file.display()))?;
+    let text = read_input(file)?;
     serde_json::from_str(&text).with_context(|| format!("{} is not JSON", file.display()))
 }
 

@@ -11,10 +11,9 @@ use serde_json::Value;
 use crate::cli::message_spec::MessageSpec;
 use crate::cli::plugin::author::project::{ConfiguredPolicy, EngineArgs};
 use crate::cli::plugin::author::question::RoomSpec;
-use crate::cli::{EXIT_SUCCESS, LARGEST_INPUT, OrUsage as _, fail, print};
+use crate::cli::{EXIT_SUCCESS, OrUsage as _, fail, print, read_input};
 use crate::decision::PolicyStalled;
 use crate::decision::{AbsenceCause, AbsentRecipient, IdKind};
-use crate::files;
 use crate::membership::Grouping;
 use crate::message::Message;
 use crate::policy::{Chain, OnError, PluginConfig, Policies};
@@ -27,7 +26,7 @@ const LEAST: usize = 5;
 
 /// Arguments of `halley plugin bench`.
 #[derive(Debug, clap::Args)]
-pub(in crate::cli::plugin) struct Args {
+pub(in crate::cli) struct Args {
     #[command(flatten)]
     configured: ConfiguredPolicy,
     #[command(flatten)]
@@ -157,8 +156,7 @@ fn messages(file: Option<&Path>) -> anyhow::Result<Vec<Message>> {
         let message_spec = MessageSpec { room: Some("video_1".to_owned()), body, ..MessageSpec::default() };
         return Ok(vec![message_spec.into_message("push", 1)?]);
     };
-    let text = files::read_argument(file, LARGEST_INPUT)
-        .with_context(|| format!("cannot read {}", file.display()))?;
+    let text = read_input(file)?;
     let mut messages = Vec::new();
     for (at, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let read = || -> anyhow::Result<Message> {

@@ -11,7 +11,7 @@ use crate::wasm::Runtime;
 
 /// Arguments of `halley plugin build`.
 #[derive(Debug, clap::Args)]
-pub(in crate::cli::plugin) struct Args {
+pub(in crate::cli) struct Args {
     /// The project directory.
     #[arg(value_name = "FOLDER", default_value = ".")]
     folder: PathBuf,

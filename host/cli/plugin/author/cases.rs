@@ -8,14 +8,13 @@ use std::path::Path;
 use anyhow::Context as _;
 use serde_json::Value;
 
-use crate::cli::LARGEST_INPUT;
 use crate::cli::message_spec::MessageSpec;
 use crate::cli::plugin::author::answer::{self, PolicyAnswer};
 use crate::cli::plugin::author::expect::{
     Expected, ExpectedFilter, ExpectedOffline, FilterWord, OfflineWord, WordOr,
 };
 use crate::cli::plugin::author::question::{AbsentUserSpec, ConnectionSpec, OfflineSpec, RoomSpec};
-use crate::files;
+use crate::cli::read_input;
 use crate::message::CometAddr;
 
 /// A file of cases.
@@ -103,8 +102,7 @@ impl GroupingCase {
 /// # Errors
 /// When it cannot be read, or has an invalid key or value; names the position.
 pub(super) fn read(file: &Path) -> anyhow::Result<Cases> {
-    let text = files::read_argument(file, LARGEST_INPUT)
-        .with_context(|| format!("cannot read {}", file.display()))?;
+    let text = read_input(file)?;
     parse(&text, file.extension().is_some_and(|extension| extension == "json"))
         .with_context(|| format!("{} has a mistake", file.display()))
 }

@@ -22,7 +22,7 @@ const MOST_FILES: usize = 10_000;
 
 /// Arguments of `halley plugin dev`.
 #[derive(Debug, clap::Args)]
-pub(in crate::cli::plugin) struct Args {
+pub(in crate::cli) struct Args {
     #[command(flatten)]
     place: PolicyPath,
     #[command(flatten)]

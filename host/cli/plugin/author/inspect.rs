@@ -12,7 +12,7 @@ use crate::wasm::{Inspection, Runtime, inspect};
 
 /// Arguments of `halley plugin inspect`.
 #[derive(Debug, clap::Args)]
-pub(in crate::cli::plugin) struct Args {
+pub(in crate::cli) struct Args {
     /// The policy's file.
     #[arg(value_name = "FILE")]
     file: PathBuf,

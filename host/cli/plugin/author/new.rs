@@ -17,7 +17,7 @@ const TAKEN: [&str; 7] = ["test", "core", "std", "alloc", "proc_macro", "serde",
 
 /// Arguments of `halley plugin new`.
 #[derive(Debug, clap::Args)]
-pub(in crate::cli::plugin) struct Args {
+pub(in crate::cli) struct Args {
     /// The policy's name, such as `my-policy`.
     #[arg(value_name = "NAME")]
     name: String,

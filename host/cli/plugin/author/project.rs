@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
 use crate::cli::plugin::author::{cases, language};
-use crate::cli::{ConfigArgs, LARGEST_INPUT, OrUsage as _};
+use crate::cli::{ConfigArgs, LARGEST_INPUT, OrUsage as _, read_input};
 use crate::files;
 use crate::wasm::RuntimeConfig;
 
@@ -131,8 +131,7 @@ impl ConfiguredPolicy {
     /// When it cannot be read.
     pub(super) fn config(&self) -> anyhow::Result<Value> {
         if let Some(file) = &self.plugin_config {
-            let text = files::read_argument(file, LARGEST_INPUT)
-                .with_context(|| format!("cannot read {}", file.display()))?;
+            let text = read_input(file)?;
             return serde_json::from_str(&text).with_context(|| format!("{} is not JSON", file.display()));
         }
         let cases = self.place.cases().ok().map(|file| cases::read(&file)).transpose()?;

@@ -24,7 +24,7 @@ const IMAGE_VERSION: &str = "org.opencontainers.image.version";
 
 /// Arguments of `halley plugin publish`.
 #[derive(Debug, clap::Args)]
-pub(in crate::cli::plugin) struct Args {
+pub(in crate::cli) struct Args {
     /// Where to publish it: `oci://registry/repository:tag`. A tag that exists is moved.
     #[arg(value_name = "REFERENCE")]
     reference: TaggedReference,

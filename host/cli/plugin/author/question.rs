@@ -23,16 +23,7 @@ pub(super) struct AbsentUserSpec {
     user: String,
     connection: Option<String>,
     #[serde(default)]
-    cause: AbsenceCauseSpec,
-}
-
-#[derive(Clone, Copy, Debug, Default, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum AbsenceCauseSpec {
-    #[default]
-    NotOnline,
-    NoConnection,
-    CometUnreachable,
+    cause: AbsenceCause,
 }
 
 /// Input for `grouping`: the connections of a room.
@@ -63,17 +54,12 @@ fn yes() -> bool {
 
 impl AbsentUserSpec {
     pub(super) fn absent(&self) -> AbsentRecipient {
-        let cause = match self.cause {
-            AbsenceCauseSpec::NotOnline => AbsenceCause::NotOnline,
-            AbsenceCauseSpec::NoConnection => AbsenceCause::NoConnection,
-            AbsenceCauseSpec::CometUnreachable => AbsenceCause::CometUnreachable,
-        };
         let connection = self.connection.as_deref().map(Into::into);
         AbsentRecipient {
             user: self.user.as_str().into(),
             identity: IdKind::User,
             connection,
-            cause,
+            cause: self.cause,
             by_policy: false,
         }
     }

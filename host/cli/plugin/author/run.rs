@@ -20,7 +20,7 @@ const LONGEST_LINE: u64 = 16 * 1024 * 1024;
 
 /// Arguments of `halley plugin run`.
 #[derive(Debug, clap::Args)]
-pub(in crate::cli::plugin) struct Args {
+pub(in crate::cli) struct Args {
     #[command(flatten)]
     configured: ConfiguredPolicy,
     #[command(flatten)]

@@ -14,7 +14,7 @@ use crate::cli::{EXIT_FAILURE, EXIT_SUCCESS, OrUsage as _, fail, print, print_li
 
 /// Arguments of `halley plugin test`.
 #[derive(Debug, clap::Args)]
-pub(in crate::cli::plugin) struct Args {
+pub(in crate::cli) struct Args {
     #[command(flatten)]
     place: PolicyPath,
     #[command(flatten)]

@@ -8,7 +8,7 @@ use crate::cli::{EXIT_SUCCESS, OrUsage as _, print, print_lines};
 
 /// Arguments of `halley plugin wit`.
 #[derive(Debug, clap::Args)]
-pub(in crate::cli::plugin) struct Args {
+pub(in crate::cli) struct Args {
     /// Writes policy.wit into this directory, for bindings generators. Default: prints it.
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
