@@ -1,6 +1,5 @@
 //! The identity of content: its SHA-256. It is validated when it is parsed.
 
-use std::fmt;
 use std::str::FromStr;
 
 use sha2::Digest as _;
@@ -13,8 +12,9 @@ const LENGTH: usize = 32;
 const SHORT: usize = 12;
 
 /// The SHA-256 of some content. As text, 64 hex digits, written in lower case.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, derive_more::Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, derive_more::Debug, derive_more::Display)]
 #[debug("{self}")]
+#[display("{}", hex::encode(_0))]
 pub struct Digest([u8; LENGTH]);
 
 /// A text that is not a SHA-256 in hex.
@@ -41,25 +41,12 @@ impl Digest {
     }
 }
 
-impl fmt::Display for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
 impl FromStr for Digest {
     type Err = InvalidDigest;
 
     fn from_str(text: &str) -> Result<Self, InvalidDigest> {
-        if text.len() != 2 * LENGTH {
-            return Err(InvalidDigest);
-        }
         let mut bytes = [0; LENGTH];
-        for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-            let digit = |at: usize| char::from(pair[at]).to_digit(16).ok_or(InvalidDigest);
-            // Cannot fail: two hex digits are valid.
-            *byte = (digit(0)? * 16 + digit(1)?) as u8;
-        }
+        hex::decode_to_slice(text, &mut bytes).map_err(|_| InvalidDigest)?;
         Ok(Self(bytes))
     }
 }

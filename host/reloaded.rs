@@ -57,7 +57,7 @@ struct Current<T> {
     problem: Option<String>,
 }
 
-impl<T: Clone> Reloaded<T> {
+impl<T: Clone + Send + 'static> Reloaded<T> {
     /// Reads the files.
     ///
     /// # Errors
@@ -67,10 +67,7 @@ impl<T: Clone> Reloaded<T> {
         files: Vec<SourceFile>,
         parse: fn(&[String]) -> Result<T, InvalidContent>,
     ) -> Result<Self, ReloadError> {
-        let contents = read(key, files.clone()).await?;
-        let value = parse(&contents).map_err(|why| ReloadError::Invalid { key, why })?;
-        let current = Current { value, contents, looked_at: Instant::now(), problem: None };
-        Ok(Self { key, files, parse, current: Mutex::new(current) })
+        run_blocking("reading files of the configuration", move || Self::load_now(key, files, parse)).await?
     }
 
     /// As [`Reloaded::load`], for a start: blocks while it reads.

@@ -21,7 +21,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use tracing::info;
 
-use crate::admin::tokens::{Grant, Role, TokenError, TokenFiles, TokenSet};
+use crate::admin::tokens::{Grant, Role, TokenError, TokenFiles};
 use crate::config::admin::Config;
 use crate::config::listen::host_of;
 use crate::http_server::denied::{AccessDenied, TokenAttempts};
@@ -29,7 +29,7 @@ use crate::http_server::host::AllowedHosts;
 use crate::http_server::peer::{ClientName, Peer};
 use crate::http_server::refusals::{RefusalReason, Refusals, shown};
 use crate::http_server::response::discard;
-use crate::http_server::token::bearer;
+use crate::http_server::token::{Tokens, bearer};
 
 /// The permission that a request needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,7 +177,7 @@ impl AccessControl {
         peer: Peer,
         needs: Permission,
         headers: &HeaderMap,
-        tokens: &TokenSet,
+        tokens: &Tokens<Grant>,
     ) -> Result<Caller, AccessDenied> {
         if !self.needs_token(peer, needs, tokens)? {
             return Ok(Caller(None));
@@ -190,14 +190,19 @@ impl AccessControl {
     }
 
     /// Whether a token is required. Fails if no token would help.
-    fn needs_token(&self, peer: Peer, needs: Permission, tokens: &TokenSet) -> Result<bool, AccessDenied> {
+    fn needs_token(
+        &self,
+        peer: Peer,
+        needs: Permission,
+        tokens: &Tokens<Grant>,
+    ) -> Result<bool, AccessDenied> {
         let forbidden = |why: &str| Err(AccessDenied::forbidden(RefusalReason::Forbidden, why));
         match needs {
             _ if needs.is_write() && !tokens.has(needs.role()) => forbidden(
                 "writes require a token with the role, or the Unix socket and the gateway's own user; \
                  set `[admin] token_file` or HALLEY_ADMIN_TOKEN for the gateway, or use `--gateway unix:PATH`",
             ),
-            Permission::Read if tokens.is_empty() => {
+            Permission::Read if tokens.0.is_empty() => {
                 if self.0.loopback && matches!(peer, Peer::Tcp(_)) {
                     return Ok(false);
                 }
@@ -214,7 +219,7 @@ impl AccessControl {
         &self,
         peer: Peer,
         needs: Permission,
-        tokens: &TokenSet,
+        tokens: &Tokens<Grant>,
         given: &[u8],
     ) -> Result<Grant, AccessDenied> {
         let grant = self.0.attempts.attempt(peer, "retry later, or use the Unix socket", || {

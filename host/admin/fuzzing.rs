@@ -8,9 +8,10 @@ use prometheus_client::registry::Registry;
 
 use super::Config;
 use super::access::{AccessControl, Caller, Permission};
-use super::tokens::{Role, TokenSet};
+use super::tokens::Role;
 use crate::http_server::peer::{Peer, current_uid};
 use crate::http_server::refusals::Refusals;
+use crate::http_server::token::Tokens;
 
 const WRITE: &str = "0123456789abcdef";
 const READ: &str = "fedcba9876543210";
@@ -67,7 +68,7 @@ pub(crate) fn check(input: &mut Unstructured<'_>) -> Result<()> {
         address,
         Refusals::register(&mut Registry::default(), "halley_admin_refused", "admin"),
     );
-    let mut tokens = TokenSet::default();
+    let mut tokens = Tokens::default();
     if has.0 {
         tokens.add("operator", WRITE, &[Role::Operate, Role::PushPolicies]);
     }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use crate::blocking::{EndedEarly, run_blocking};
 use crate::config::admin::Config;
 use crate::files::{self, ReadError};
-use crate::http_server::token::TokenDigest;
+use crate::http_server::token::{SHORTEST, TokenDigest, Tokens};
 use crate::mistake::Mistake;
 
 /// What a token permits. Each role includes reading.
@@ -53,8 +53,6 @@ const READ: TokenSource =
 
 /// Maximum size of a token file, in bytes.
 const LONGEST_FILE: u64 = 64 * 1024;
-/// A shorter token is too easy to guess.
-const SHORTEST: usize = 16;
 
 /// Why a configured token cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -117,27 +115,7 @@ pub(super) struct Grant {
     pub(super) roles: Arc<[Role]>,
 }
 
-/// The tokens at the time of a request.
-#[derive(Debug, Default)]
-pub(super) struct TokenSet(Vec<(TokenDigest, Grant)>);
-
-impl TokenSet {
-    /// What this token grants. Takes the same time whichever token matches.
-    pub(super) fn grant(&self, given: &[u8]) -> Option<Grant> {
-        let mut found = None;
-        for (digest, grant) in &self.0 {
-            if digest.matches(given) {
-                found = Some(grant.clone());
-            }
-        }
-        found
-    }
-
-    /// Whether no token is configured.
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
+impl Tokens<Grant> {
     /// Whether some token has this role.
     pub(super) fn has(&self, role: Role) -> bool {
         self.0.iter().any(|(_, grant)| grant.roles.contains(&role))
@@ -154,10 +132,10 @@ impl TokenFiles {
     ///
     /// # Errors
     /// If a token is configured and cannot be used: then none is accepted.
-    pub(super) async fn current(&self) -> Result<TokenSet, TokenError> {
+    pub(super) async fn current(&self) -> Result<Tokens<Grant>, TokenError> {
         let files = self.clone();
         let read = run_blocking("reading the tokens", move || {
-            let mut all = TokenSet::default();
+            let mut all = Tokens::default();
             for (source, file) in [(WRITE, files.write), (READ, files.read)] {
                 all.0.append(&mut read(source, file.as_deref())?.0);
             }
@@ -171,8 +149,8 @@ impl TokenFiles {
 ///
 /// # Errors
 /// If they are configured and cannot be used.
-fn read(source: TokenSource, file: Option<&Path>) -> Result<TokenSet, TokenError> {
-    let mut tokens = TokenSet::default();
+fn read(source: TokenSource, file: Option<&Path>) -> Result<Tokens<Grant>, TokenError> {
+    let mut tokens = Tokens::default();
     let (text, place) = match (std::env::var(source.variable), file) {
         (Ok(token), _) => (token, source.variable.to_owned()),
         (Err(_), None) => return Ok(tokens),

@@ -20,11 +20,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::http_server::token::TokenDigest;
+use crate::http_server::token::{SHORTEST, TokenDigest, Tokens};
 use crate::reloaded::{ReloadError, Reloaded, SourceFile};
-
-/// A shorter token is too easy to guess.
-const SHORTEST: usize = 16;
 
 /// What a client may do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,17 +34,6 @@ pub(super) struct Grant {
     /// Prefixes of the rooms; empty: all if `users` is empty as well, otherwise none.
     pub(super) rooms: Arc<[String]>,
 }
-
-/// A token and what it grants.
-#[derive(Clone, Debug)]
-struct Token {
-    digest: TokenDigest,
-    grant: Grant,
-}
-
-/// The tokens at one time.
-#[derive(Clone, Debug, Default)]
-pub(super) struct TokenTable(Arc<[Token]>);
 
 /// What is wrong with the file.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +51,7 @@ enum InvalidTokens {
 
 /// The file; `None` if no tokens are configured.
 #[derive(Clone)]
-pub(super) struct TokenFile(Option<Arc<Reloaded<TokenTable>>>);
+pub(super) struct TokenFile(Option<Arc<Reloaded<Arc<Tokens<Grant>>>>>);
 
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -96,9 +82,7 @@ impl Grant {
     pub(super) fn covers(&self, user: &str) -> bool {
         self.users.is_empty() || self.users.iter().any(|prefix| user.starts_with(prefix.as_str()))
     }
-}
 
-impl Grant {
     /// Whether it covers the history of this room.
     pub(super) fn covers_room(&self, room: &str) -> bool {
         match self.rooms.is_empty() {
@@ -108,18 +92,7 @@ impl Grant {
     }
 }
 
-impl TokenTable {
-    /// What this token grants. Takes the same time whichever token matches.
-    pub(super) fn grant(&self, given: &[u8]) -> Option<Grant> {
-        let mut found = None;
-        for token in self.0.iter() {
-            if token.digest.matches(given) {
-                found = Some(token.grant.clone());
-            }
-        }
-        found
-    }
-
+impl Tokens<Grant> {
     fn parse(text: &str) -> Result<Self, InvalidTokens> {
         let content: FileContent = toml::from_str(text)?;
         if content.token.is_empty() {
@@ -134,10 +107,9 @@ impl TokenTable {
                 return Err(InvalidTokens::EmptyPrefix(name));
             }
             let grant = Grant { name: name.into(), read_only, users: users.into(), rooms: rooms.into() };
-            Ok(Token { digest: TokenDigest::new(token.trim()), grant })
+            Ok((TokenDigest::new(token.trim()), grant))
         };
-        let tokens: Result<Vec<Token>, _> = content.token.into_iter().map(token).collect();
-        Ok(Self(tokens?.into()))
+        content.token.into_iter().map(token).collect::<Result<_, _>>().map(Self)
     }
 }
 
@@ -148,7 +120,7 @@ impl TokenFile {
     /// If it cannot be used.
     pub(super) fn load(file: Option<PathBuf>) -> Result<Self, ReloadError> {
         let Some(path) = file else { return Ok(Self(None)) };
-        let parse = |contents: &[String]| Ok(TokenTable::parse(&contents.concat())?);
+        let parse = |contents: &[String]| Ok(Arc::new(Tokens::parse(&contents.concat())?));
         let files = vec![SourceFile { path, is_secret: true }];
         Ok(Self(Some(Arc::new(Reloaded::load_now("[api] token_file", files, parse)?))))
     }
@@ -159,7 +131,7 @@ impl TokenFile {
     }
 
     /// The current tokens; `None` if no file is configured.
-    pub(super) async fn current(&self) -> Option<TokenTable> {
+    pub(super) async fn current(&self) -> Option<Arc<Tokens<Grant>>> {
         match &self.0 {
             Some(file) => Some(file.current().await),
             None => None,
@@ -188,7 +160,7 @@ mod tests {
             users = ["eu-"]
             rooms = ["im_"]
         "#;
-        let table = TokenTable::parse(text).expect("valid");
+        let table = Tokens::parse(text).expect("valid");
         let comets = table.grant(b"0123456789abcdef").expect("known");
         assert!(!comets.read_only && comets.covers("anyone"));
         let support = table.grant(b"fedcba9876543210").expect("known");
@@ -209,7 +181,7 @@ mod tests {
             ("[[token]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\nuser = [\"a\"]", "unknown field `user`"),
             ("[[token]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\nusers = [\"\"]", "empty prefix"),
         ] {
-            let error = TokenTable::parse(text).expect_err(text).to_string();
+            let error = Tokens::parse(text).expect_err(text).to_string();
             assert!(error.contains(why), "{text}: {error}");
         }
     }

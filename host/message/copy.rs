@@ -7,8 +7,6 @@
 //!
 //! [`DecodeError::LeftOut`]: super::DecodeError::LeftOut
 
-use std::fmt::Write as _;
-
 use bytes::{Bytes, BytesMut};
 use sha2::{Digest as _, Sha256};
 
@@ -128,13 +126,7 @@ pub fn note(content: &[u8], why: &str) -> String {
 }
 
 fn noted(size: usize, digest: &[u8], why: &str) -> String {
-    let mut note = format!("{size} bytes, sha256 ");
-    for byte in digest {
-        write!(note, "{byte:02x}").expect("writing to a string does not fail");
-    }
-    note.push_str(": ");
-    note.push_str(why);
-    note
+    format!("{size} bytes, sha256 {}: {why}", hex::encode(digest))
 }
 
 /// The note about omitted headers; their digest is over names and values, each followed by a zero byte.

@@ -6,6 +6,8 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
+use percent_encoding::percent_decode_str;
+
 /// The maximum size of a list in bytes.
 const MOST_BYTES: usize = 16 * 1024;
 /// Marks the end of a truncated list. No name has this encoding.
@@ -31,7 +33,7 @@ impl RedriveUsers {
             if name == MORE {
                 users.truncated = true;
             } else {
-                users.named.insert(decode(name));
+                users.named.insert(percent_decode_str(name).decode_utf8_lossy().into_owned());
             }
         }
         (users.truncated || !users.named.is_empty()).then_some(users)
@@ -66,25 +68,6 @@ fn encode(name: &str, list: &mut String) {
             list.push(char);
         }
     }
-}
-
-fn decode(name: &str) -> String {
-    let mut bytes = Vec::with_capacity(name.len());
-    let mut rest = name.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let hex = after.get(..2).filter(|_| *first == b'%').and_then(|hex| std::str::from_utf8(hex).ok());
-        match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &after[2..];
-            }
-            None => {
-                bytes.push(*first);
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 #[cfg(test)]

@@ -6,10 +6,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crc::{CRC_16_XMODEM, Crc};
 use redis::{Arg, Cmd, Value};
 
 use super::reply::{elements, text};
 
+/// The checksum of keys.
+const CRC16: Crc<u16> = Crc::<u16>::new(&CRC_16_XMODEM);
 /// The number of slots of every cluster.
 const COUNT: usize = 16_384;
 /// Commands without a key, which any node can answer; all other commands of Halley have their key as
@@ -142,7 +145,7 @@ pub(super) fn word(argument: Arg<&[u8]>) -> &[u8] {
 }
 
 fn slot_of_key(key: &[u8]) -> u16 {
-    crc16(hash_tag(key).unwrap_or(key)) % COUNT as u16
+    CRC16.checksum(hash_tag(key).unwrap_or(key)) % COUNT as u16
 }
 
 /// The part between the first `{` and the next `}`, unless it is empty.
@@ -151,26 +154,6 @@ fn hash_tag(key: &[u8]) -> Option<&[u8]> {
     let tag = &behind[..behind.iter().position(|byte| *byte == b'}')?];
     (!tag.is_empty()).then_some(tag)
 }
-
-fn crc16(bytes: &[u8]) -> u16 {
-    bytes.iter().fold(0, |crc, byte| (crc << 8) ^ CRC16[usize::from((crc >> 8) as u8 ^ byte)])
-}
-
-/// CRC-16/XMODEM by byte: polynomial 0x1021.
-const CRC16: [u16; 256] = {
-    let mut table = [0; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        let (mut crc, mut bit) = ((byte as u16) << 8, 0);
-        while bit < 8 {
-            crc = if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 };
-            bit += 1;
-        }
-        table[byte] = crc;
-        byte += 1;
-    }
-    table
-};
 
 fn slot(value: Option<Value>) -> Option<usize> {
     match value {
@@ -185,13 +168,12 @@ mod tests {
 
     #[test]
     fn keys_have_the_slots_of_the_specification() {
-        assert_eq!(crc16(b"123456789"), 0x31c3);
         // As `CLUSTER KEYSLOT` answers.
         for (key, slot) in [("foo", 12182), ("bar", 5061), ("", 0), ("foo{}{bar}", 8363), ("x{foo}y}", 12182)]
         {
             assert_eq!(slot_of_key(key.as_bytes()), slot, "{key}");
         }
-        assert_eq!(slot_of_key(b"{unclosed"), crc16(b"{unclosed") % 16_384);
+        assert_eq!(slot_of_key(b"{unclosed"), CRC16.checksum(b"{unclosed") % 16_384);
         assert_eq!(slot_of(redis::cmd("GET").arg("foo")), Some(12182));
         assert_eq!(slot_of(redis::cmd("XINFO").arg("STREAM").arg("foo")), Some(12182));
         assert_eq!(slot_of(redis::cmd("MEMORY").arg("USAGE").arg("foo")), Some(12182));
