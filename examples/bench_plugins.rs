@@ -167,9 +167,7 @@ async fn batches(chain: Arc<tokio::sync::Mutex<Chain>>, batch: Arc<[Message]>) -
     }
     let taken = cpu::time_of(std::process::id())? - begun;
     for progress in decided {
-        let FilterProgress::OfflineDecision(filtered, _) = progress else {
-            anyhow::bail!("it asks for state")
-        };
+        let FilterProgress::Done(filtered, _) = progress else { anyhow::bail!("it asks for state") };
         anyhow::ensure!(filtered.iter().all(|one| one.trail.is_empty()), "a message did not pass");
     }
     Ok(taken.as_nanos() as f64)

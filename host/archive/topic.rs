@@ -34,21 +34,23 @@ impl ArchiveTopic {
 
     /// Appends a message with users for whom it was stored, and its trace context: one record. Their
     /// inboxes have it, or refer to this place in the history of its room. Returns after all in-sync
-    /// replicas have the record.
+    /// replicas have the record, or why the topic will never accept it.
     ///
     /// # Errors
-    /// If the brokers did not confirm it. [`WriteError::refusal`] tells whether the topic will never
-    /// accept it.
+    /// If the brokers did not confirm it.
     pub async fn append(
         &self,
         message: &Message,
         trace: Option<TraceContext<'_>>,
         recipients: &[ArchiveRecipient<'_>],
         reference: Option<Position>,
-    ) -> Result<(), WriteError> {
-        self.write(message, trace, encode(message, recipients, reference, now_record_ms())).await?;
-        self.metrics.messages.inc_by(recipients.len() as u64);
-        Ok(())
+    ) -> Result<Option<String>, WriteError> {
+        let value = encode(message, recipients, reference, now_record_ms());
+        let written = self.write(message, trace, value).await;
+        if written.is_ok() {
+            self.metrics.messages.inc_by(recipients.len() as u64);
+        }
+        WriteError::or_refusal(written)
     }
 
     /// Appends a message that has this place in the history of its room.
@@ -60,10 +62,13 @@ impl ArchiveTopic {
         message: &Message,
         trace: Option<TraceContext<'_>>,
         place: Position,
-    ) -> Result<(), WriteError> {
-        self.write(message, trace, encode_history(message, place, now_record_ms())).await?;
-        self.metrics.room_messages.inc();
-        Ok(())
+    ) -> Result<Option<String>, WriteError> {
+        let value = encode_history(message, place, now_record_ms());
+        let written = self.write(message, trace, value).await;
+        if written.is_ok() {
+            self.metrics.room_messages.inc();
+        }
+        WriteError::or_refusal(written)
     }
 
     /// Counts and logs that a message of a room's history can never be archived.

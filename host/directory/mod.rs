@@ -70,6 +70,13 @@ pub enum DirectoryReply {
     Unreadable(Arc<str>),
 }
 
+impl DirectoryReply {
+    /// The connection of a key, if it has one.
+    pub(crate) fn connection(self) -> Option<Connection> {
+        if let Self::Key(connection) = self { connection } else { None }
+    }
+}
+
 /// The directory of connections.
 #[async_trait]
 pub trait Directory: Send + Sync + 'static {

@@ -38,7 +38,7 @@ impl Notifier {
     }
 
     /// Writes a notification, with this trace context; returns after the broker has confirmed it. Calls `queued` once its
-    /// order among the user's notifications is fixed.
+    /// order among the user's notifications is fixed. Returns why the topic will never accept it, if so.
     ///
     /// # Errors
     /// If the broker did not confirm it: the recipient has no outcome yet.
@@ -49,7 +49,7 @@ impl Notifier {
         absent: &AbsentRecipient,
         channel: &str,
         queued: impl FnOnce(),
-    ) -> Result<(), WriteError> {
+    ) -> Result<Option<String>, WriteError> {
         let size = (size(message, &absent.user) / 1024 + 1).min(KIBIBYTES) as u32;
         // The semaphore is never closed.
         let _permit = self.in_flight.acquire_many(size).await.ok();
@@ -75,9 +75,9 @@ impl Notifier {
         // The first poll puts it into the producer's queue, unless that is full.
         let written = poll_immediate(&mut write).await;
         queued();
-        match written {
+        WriteError::or_refusal(match written {
             Some(written) => written,
             None => write.await,
-        }
+        })
     }
 }

@@ -35,6 +35,17 @@ pub struct WriteError {
     pub refusal: Option<WriteRefusal>,
 }
 
+impl WriteError {
+    /// Why a record is refused, if it is: another attempt would not help.
+    pub(crate) fn or_refusal(written: Result<(), Self>) -> Result<Option<String>, Self> {
+        match written {
+            Ok(()) => Ok(None),
+            Err(refused) if refused.refusal.is_some() => Ok(Some(refused.to_string())),
+            Err(error) => Err(error),
+        }
+    }
+}
+
 /// Why a topic refuses a record while it may accept others. If the record was sent in a batch, the
 /// cause may be another record of the batch, or all of them together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

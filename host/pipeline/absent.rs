@@ -10,8 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt as _;
-use futures_util::stream::FuturesUnordered;
+use futures_util::stream::{self, StreamExt as _};
 
 use crate::dead_letter::{DeadLetterReason, Stage};
 use crate::decision::{AbsenceCause, AbsentRecipient, Disposition, Effect, TrailEntry};
@@ -22,6 +21,7 @@ use crate::pipeline::delivery_task::DeliveryTask;
 use crate::pipeline::key_order::{Output, OutputReleaser};
 use crate::pipeline::metrics::TimedStage;
 use crate::pipeline::retry::{Cancelled, retry_until_cancelled, wait_while_held};
+use crate::policy::HookKind;
 use crate::router;
 use crate::stalls::StallStage;
 use crate::telemetry::traces::SpanStage;
@@ -206,7 +206,7 @@ impl DeliveryTask {
         message: &Message,
         absent: &[AbsentRecipient],
     ) -> Result<Vec<Option<Disposition>>, Cancelled> {
-        if !self.chain.set().has_offline() {
+        if !self.chain.set().has(HookKind::Offline) {
             return Ok(Vec::new());
         }
         let (mut all, mut first_by, mut count) = (Vec::with_capacity(absent.len()), None, 0);
@@ -251,26 +251,20 @@ impl DeliveryTask {
         notify: &[(&AbsentRecipient, String)],
         pending_outputs: &PendingOutputs,
     ) -> Result<StoreResult, Cancelled> {
-        let mut rest = notify.iter();
-        let mut under_way = FuturesUnordered::new();
+        let writes = notify.iter().map(|(absent, channel)| async move {
+            (*absent, self.notify_one(message, absent, channel, pending_outputs).await)
+        });
+        // Collected: a future that holds a closure over references counts as not `Send`.
+        let mut written =
+            stream::iter(writes.collect::<Vec<_>>()).buffer_unordered(MAX_NOTIFICATIONS_IN_FLIGHT);
         let mut outcomes = StoreResult::default();
-        loop {
-            while under_way.len() < MAX_NOTIFICATIONS_IN_FLIGHT
-                && let Some((absent, channel)) = rest.next()
-            {
-                let write = self.notify_one(message, absent, channel, pending_outputs);
-                under_way.push(async move { (absent, write.await) });
-            }
-            match under_way.next().await {
-                None => return Ok(outcomes),
-                Some((absent, refusal)) => {
-                    if let Some(why) = refusal? {
-                        outcomes.refused.push(absent.user.clone());
-                        outcomes.reason.get_or_insert(why);
-                    }
-                }
+        while let Some((absent, refusal)) = written.next().await {
+            if let Some(why) = refusal? {
+                outcomes.refused.push(absent.user.clone());
+                outcomes.reason.get_or_insert(why);
             }
         }
+        Ok(outcomes)
     }
 
     /// Writes one notification; returns why the topic will never accept it, if so.
@@ -288,14 +282,8 @@ impl DeliveryTask {
                 pending_outputs.queued(1);
             }
         };
-        let write = || async {
-            match self.pipeline.notifier.notify(message, self.trace.context(), absent, channel, queued).await
-            {
-                Ok(()) => Ok(None),
-                Err(refused) if refused.refusal.is_some() => Ok(Some(refused.to_string())),
-                Err(error) => Err(error),
-            }
-        };
+        let notifier = &self.pipeline.notifier;
+        let write = || notifier.notify(message, self.trace.context(), absent, channel, queued);
         retry_until_cancelled(self.hold(), StallStage::Notify, write).await
     }
 }

@@ -44,13 +44,7 @@ impl DeliveryTask {
         if recipients.is_empty() {
             return Ok(outcome);
         }
-        let write = || async {
-            match archive.append(message, self.trace.context(), &recipients, reference).await {
-                Ok(()) => Ok(None),
-                Err(refused) if refused.refusal.is_some() => Ok(Some(refused.to_string())),
-                Err(error) => Err(error),
-            }
-        };
+        let write = || archive.append(message, self.trace.context(), &recipients, reference);
         if let Some(why) = retry_until_cancelled(self.hold(), StallStage::Archive, write).await? {
             outcome.refused.extend(recipients.iter().map(|recipient| recipient.user.clone()));
             outcome.reason.get_or_insert(why);

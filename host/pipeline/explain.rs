@@ -14,7 +14,7 @@ use crate::router::{Delivery, DeliveryPlan, Route};
 use crate::shared_state::SharedState;
 
 /// What would happen to a message.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub struct Explanation {
     /// Whom the message is for, after the filters.
     pub audience: String,
@@ -105,13 +105,7 @@ pub async fn explain(
             .iter()
             .map(|Guard { key, ttl, by }| format!("{key} for {ttl:?}, asked by {by}"))
             .collect(),
-        retention: Vec::new(),
-        room: None,
-        calls: Vec::new(),
-        withheld: 0,
-        absent: Vec::new(),
-        reach: None,
-        notes: Vec::new(),
+        ..Explanation::default()
     };
     if verdict != Verdict::Pass {
         return Ok(explanation);
@@ -145,7 +139,7 @@ async fn filter(
     let mut pass = FilterRun::new(chain.set().generation(), vec![message]);
     loop {
         match chain.advance(topic, partition, &mut pass)? {
-            FilterProgress::OfflineDecision(mut filtered, _) => return Ok(filtered.pop()),
+            FilterProgress::Done(mut filtered, _) => return Ok(filtered.pop()),
             FilterProgress::NeedsState(keys) => {
                 let values = shared_state.fetch(&keys).await?;
                 pass.supply_state(keys, values);

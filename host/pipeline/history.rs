@@ -53,13 +53,7 @@ pub(super) async fn archive_rooms<'a>(
 ) -> Result<(), Cancelled> {
     let Some(topic) = &pipeline.archive else { return Ok(()) };
     let archive = |(message, trace, place)| async move {
-        let write = || async {
-            match topic.append_history(message, trace, place).await {
-                Ok(()) => Ok(None),
-                Err(refused) if refused.refusal.is_some() => Ok(Some(refused.to_string())),
-                Err(error) => Err(error),
-            }
-        };
+        let write = || topic.append_history(message, trace, place);
         let refused = match archive::room_refusal(message) {
             Some(why) => Some(why),
             None => retry_until_cancelled(hold, StallStage::Archive, write).await?,

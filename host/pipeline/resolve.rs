@@ -24,7 +24,7 @@ use crate::pipeline::cached_routes::{CachedRoutes, Claimed, Leader};
 use crate::pipeline::chain::BatchChain;
 use crate::pipeline::config::{RoomSource, RoutingConfig};
 use crate::pipeline::retry::{Cancelled, HoldContext, hold_behind, retry_until_cancelled};
-use crate::policy::Chain;
+use crate::policy::{Chain, HookKind};
 use crate::router::{DeliveryPlan, Route};
 use crate::stalls::StallStage;
 
@@ -50,13 +50,6 @@ impl Resolved {
     /// Why the room of a message cannot be read, if it cannot.
     pub(super) fn unreadable(&self, message: &Message) -> Option<&str> {
         self.unreadable.get(message.room()?).map(|why| &**why)
-    }
-
-    fn keep_keys(&mut self, keys: Vec<Arc<str>>, found: impl IntoIterator<Item = DirectoryReply>) {
-        for (key, found) in keys.into_iter().zip(found) {
-            let connection = if let DirectoryReply::Key(connection) = found { connection } else { None };
-            self.connections.insert(key, connection);
-        }
     }
 }
 
@@ -129,11 +122,7 @@ impl Resolver {
         let mut connections = Vec::with_capacity(keys.len());
         for keys in keys.chunks(LOOKUP_CHUNK) {
             let lookups: Vec<_> = keys.iter().cloned().map(Lookup::Key).collect();
-            let found = self.read(&lookups).await?.into_iter();
-            connections.extend(found.map(|found| match found {
-                DirectoryReply::Key(connection) => connection,
-                DirectoryReply::Room(_) | DirectoryReply::Unreadable(_) => None,
-            }));
+            connections.extend(self.read(&lookups).await?.into_iter().map(DirectoryReply::connection));
         }
         Ok(connections)
     }
@@ -150,10 +139,8 @@ impl Resolver {
             resolved.routes.insert(room, route);
         }
         let keys = self.wanted_keys(&[message]);
-        for keys in keys.chunks(LOOKUP_CHUNK) {
-            let lookups: Vec<_> = keys.iter().cloned().map(Lookup::Key).collect();
-            resolved.keep_keys(keys.to_vec(), self.read(&lookups).await?);
-        }
+        let connections = self.connections(&keys).await?;
+        resolved.connections.extend(keys.into_iter().zip(connections));
         Ok(resolved)
     }
 
@@ -342,7 +329,7 @@ impl Resolver {
             permit.publish(Arc::clone(&route), weight, freshness);
             resolved.routes.insert(room, route);
         }
-        resolved.keep_keys(keys, found);
+        resolved.connections.extend(keys.into_iter().zip(found.map(DirectoryReply::connection)));
         Ok(())
     }
 
@@ -373,7 +360,7 @@ impl Resolver {
         chain: &BatchChain,
         hold: HoldContext<'_>,
     ) -> Result<Arc<Route>, Cancelled> {
-        if !chain.set().has_grouping() {
+        if !chain.set().has(HookKind::Grouping) {
             return Ok(self.regrouped(grouping));
         }
         let regroup = |chain: &mut Chain| {

@@ -13,7 +13,7 @@ use crate::policy::batch_hook::BatchHook;
 use crate::policy::chain_entry::{BatchSource, ChainEntry};
 use crate::policy::filter_run::{FilterProgress, FilterRun};
 use crate::policy::set::PolicySet;
-use crate::wasm::module::Hooks;
+use crate::wasm::metrics::HookKind;
 
 /// One worker's instances of one set. An instance is created when it is first needed, and again after
 /// every failure. Chains share no instances.
@@ -68,7 +68,7 @@ impl Chain {
         let mut run = FilterRun::new(self.set.generation(), messages);
         loop {
             match self.advance(topic, partition, &mut run)? {
-                FilterProgress::OfflineDecision(filtered, _) => return Ok(filtered),
+                FilterProgress::Done(filtered, _) => return Ok(filtered),
                 FilterProgress::NeedsState(keys) => {
                     let nothing = vec![None; keys.len()];
                     run.supply_state(keys, nothing);
@@ -91,18 +91,18 @@ impl Chain {
         run: &mut FilterRun,
     ) -> Result<FilterProgress, PolicyStalled> {
         if !self.set.sees_batches() || run.batch.is_empty() {
-            return Ok(FilterProgress::OfflineDecision(std::mem::take(&mut run.batch), Vec::new()));
+            return Ok(FilterProgress::Done(std::mem::take(&mut run.batch), Vec::new()));
         }
         let source = BatchSource { topic, partition };
         loop {
             let Some(chain_entry) = self.chain_entries.get_mut(run.next) else {
-                if run.hook == BatchHook::Retention || !self.set.has_retention() {
+                if run.hook == BatchHook::Retention || !self.set.has(HookKind::Retention) {
                     break;
                 }
                 run.begin_retention();
                 continue;
             };
-            if chain_entry.has_batch_hook(run.hook) {
+            if chain_entry.has(run.hook.kind()) {
                 let wanted =
                     chain_entry.decide_with_state(source, run).inspect_err(|_| run.forget_state())?;
                 if !wanted.is_empty() {
@@ -111,7 +111,7 @@ impl Chain {
             }
             run.next_plugin();
         }
-        Ok(FilterProgress::OfflineDecision(std::mem::take(&mut run.batch), std::mem::take(&mut run.writes)))
+        Ok(FilterProgress::Done(std::mem::take(&mut run.batch), std::mem::take(&mut run.writes)))
     }
 
     /// Runs a room through the groupings. A plugin that fails, or whose answer points outside of the
@@ -120,10 +120,7 @@ impl Chain {
     /// # Errors
     /// When a plugin with `on_error = "stall"` failed.
     pub fn regroup(&mut self, room: &RoomId, grouping: &mut Grouping) -> Result<(), PolicyStalled> {
-        if !self.set.has_grouping() {
-            return Ok(());
-        }
-        for chain_entry in self.chain_entries.iter_mut().filter(|entry| entry.has_hook(Hooks::has_grouping)) {
+        for chain_entry in self.chain_entries.iter_mut().filter(|entry| entry.has(HookKind::Grouping)) {
             if let Err(failure) = chain_entry.regroup(room, grouping) {
                 chain_entry.plugin.skip_or_stall(&failure)?;
             }
@@ -142,10 +139,7 @@ impl Chain {
         absent: &[AbsentRecipient],
     ) -> Result<Vec<Option<OfflineDecision>>, PolicyStalled> {
         let mut decided: Vec<Option<OfflineDecision>> = vec![None; absent.len()];
-        if !self.set.has_offline() || absent.is_empty() {
-            return Ok(decided);
-        }
-        for chain_entry in self.chain_entries.iter_mut().filter(|entry| entry.has_hook(Hooks::has_offline)) {
+        for chain_entry in self.chain_entries.iter_mut().filter(|entry| entry.has(HookKind::Offline)) {
             if let Err(failure) = chain_entry.decide(message, absent, &mut decided) {
                 chain_entry.plugin.skip_or_stall(&failure)?;
             }

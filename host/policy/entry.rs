@@ -15,7 +15,7 @@ use crate::policy::rollout::shadow::Shadow;
 use crate::wasm::Runtime;
 use crate::wasm::compile::CompileError;
 use crate::wasm::failure::PluginFailure;
-use crate::wasm::module::Hooks;
+use crate::wasm::metrics::HookKind;
 
 /// Why a plugin does not start: the second half of a sentence that begins with the plugin.
 #[derive(Debug, thiserror::Error)]
@@ -82,9 +82,9 @@ impl SetEntry {
     }
 
     /// Whether the plugin or its candidate exports a hook.
-    pub(super) fn has_hook(&self, has: fn(&Hooks) -> bool) -> bool {
-        let candidate = self.rollout.as_ref().is_some_and(|rollout| has(&rollout.candidate.module.hooks));
-        has(&self.plugin.module.hooks) || candidate
+    pub(super) fn has(&self, hook: HookKind) -> bool {
+        let candidate = self.rollout.as_ref().map(|rollout| &rollout.candidate);
+        std::iter::once(&self.plugin).chain(candidate).any(|plugin| plugin.module.hooks.has(hook))
     }
 
     /// The entry's part of a chain.

@@ -53,7 +53,7 @@ impl PluginBatch<'_> {
 #[derive(Debug)]
 pub enum FilterProgress {
     /// Through all plugins. The writes must be stored before the batch continues.
-    OfflineDecision(Vec<FilteredMessage>, Vec<StateWrite>),
+    Done(Vec<FilteredMessage>, Vec<StateWrite>),
     /// A plugin needs these values: fetch them, pass them to [`FilterRun::supply_state`], and continue.
     NeedsState(Vec<StateKey>),
 }

@@ -72,6 +72,7 @@ mod watch;
 const _: () = assert!(crate::artifact::MAX_SIZE == crate::wasm::compile::bounds::SIZE);
 
 pub use crate::decision::OnError;
+pub(crate) use crate::wasm::metrics::HookKind;
 pub use chain::Chain;
 pub use config::{CometScope, PluginConfig, PoliciesConfig, StateScope, WasmConfig, expand};
 pub use filter_run::{FilterProgress, FilterRun};

@@ -54,17 +54,9 @@ pub(super) struct Plugin {
 impl Plugin {
     /// Turns it into a shadow, with state and metrics of its own.
     pub(super) fn shadow(self) -> Self {
-        Self { context: Arc::new(self.shadow_context()), ..self }
-    }
-
-    fn shadow_context(&self) -> PluginContext {
-        let state = self.runtime.states.of(&format!("{}\0shadow", self.config.name));
-        let metrics = self.runtime.metrics.plugin(&self.version);
-        let (config, clock) = (self.config.config.to_string(), self.runtime.clock.clone());
-        PluginContext {
-            silent: true,
-            ..PluginContext::new(self.version.clone(), config, metrics, state, clock)
-        }
+        let (version, config) = (self.version.clone(), self.config.config.to_string());
+        let context = self.runtime.plugin_context(version, config, &format!("{}\0shadow", self.config.name));
+        Self { context: Arc::new(PluginContext { silent: true, ..context }), ..self }
     }
 
     /// A plugin with these settings; not called yet.
@@ -76,10 +68,7 @@ impl Plugin {
     ) -> Self {
         let name = Arc::from(config.name.as_str());
         let version = PluginVersion { name, hash: module.hash.short().into() };
-        let metrics = runtime.metrics.plugin(&version);
-        let state = runtime.states.of(&config.name);
-        let (settings, clock) = (config.config.to_string(), runtime.clock.clone());
-        let context = PluginContext::new(version.clone(), settings, metrics, state, clock);
+        let context = runtime.plugin_context(version.clone(), config.config.to_string(), &config.name);
         Self {
             config: config.clone(),
             version,

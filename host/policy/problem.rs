@@ -5,7 +5,7 @@ use crate::mistake::Mistake;
 use crate::policy::config::PluginConfig;
 
 /// A problem with one plugin.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct PluginProblem {
     /// The plugin's name; empty if the problem does not belong to one plugin.
     pub plugin: String,
@@ -22,9 +22,10 @@ pub struct PluginProblem {
 }
 
 /// What helps with a problem.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ProblemKind {
     /// Perhaps another attempt, although neither the configuration nor a file changes.
+    #[default]
     Transient,
     /// Only a change of the configuration or of a file.
     Lasting,
@@ -45,13 +46,8 @@ impl ProblemKind {
 
 impl PluginProblem {
     pub(super) fn of(config: &PluginConfig, message: impl Into<String>) -> Self {
-        Self {
-            plugin: config.name.clone(),
-            path: config.path.clone(),
-            message: message.into(),
-            kind: ProblemKind::Transient,
-            key: Vec::new(),
-        }
+        let (plugin, path) = (config.name.clone(), config.path.clone());
+        Self { plugin, path, message: message.into(), ..Self::default() }
     }
 
     /// A mistake in its configuration: it stays until that changes.
@@ -62,13 +58,7 @@ impl PluginProblem {
 
     /// A problem that does not belong to one plugin.
     pub(super) fn general(message: impl Into<String>) -> Self {
-        Self {
-            plugin: String::new(),
-            path: PluginSource::default(),
-            message: message.into(),
-            kind: ProblemKind::Transient,
-            key: Vec::new(),
-        }
+        Self { message: message.into(), ..Self::default() }
     }
 }
 
@@ -83,6 +73,7 @@ impl std::fmt::Display for PluginProblem {
 
 /// A set that was refused, with all its problems.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
 pub struct PolicyError {
     /// At least one.
     pub problems: Vec<PluginProblem>,
@@ -98,17 +89,5 @@ impl PolicyError {
     /// problem that lasts is enough to refuse the set again.
     pub(super) fn is_transient(&self) -> bool {
         self.problems.iter().all(|problem| problem.kind.is_transient())
-    }
-}
-
-impl std::fmt::Display for PolicyError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for (at, problem) in self.problems.iter().enumerate() {
-            if at > 0 {
-                f.write_str("; ")?;
-            }
-            problem.fmt(f)?;
-        }
-        Ok(())
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicUsize;
 
 use crate::decision::PluginVersion;
 use crate::policy::entry::SetEntry;
-use crate::wasm::module::Hooks;
+use crate::wasm::metrics::HookKind;
 
 /// The generation of a policy set: counts the swaps of a process, from 1.
 #[derive(
@@ -44,29 +44,15 @@ impl PolicySet {
         &self.versions
     }
 
-    /// Whether any plugin filters.
-    pub fn has_filter(&self) -> bool {
-        self.has_hook(Hooks::has_filter)
-    }
-
-    /// Whether any plugin keeps messages in addition to their delivery.
-    pub fn has_retention(&self) -> bool {
-        self.has_hook(Hooks::has_retention)
+    /// Whether any plugin exports a hook. A candidate counts as well: it may export what the active
+    /// version does not.
+    pub(crate) fn has(&self, hook: HookKind) -> bool {
+        self.entries.iter().any(|entry| entry.has(hook))
     }
 
     /// Whether any plugin sees the messages of a batch.
     pub fn sees_batches(&self) -> bool {
-        self.has_filter() || self.has_retention()
-    }
-
-    /// Whether any plugin regroups rooms.
-    pub fn has_grouping(&self) -> bool {
-        self.has_hook(Hooks::has_grouping)
-    }
-
-    /// Whether any plugin decides about absent users.
-    pub fn has_offline(&self) -> bool {
-        self.has_hook(Hooks::has_offline)
+        self.has(HookKind::Filter) || self.has(HookKind::Retention)
     }
 
     pub(super) fn entries(&self) -> &[Arc<SetEntry>] {
@@ -75,10 +61,5 @@ impl PolicySet {
 
     pub(super) fn chains(&self) -> &Arc<AtomicUsize> {
         &self.chains
-    }
-
-    /// A candidate counts as well: it may export what the active version does not.
-    fn has_hook(&self, has: fn(&Hooks) -> bool) -> bool {
-        self.entries.iter().any(|entry| entry.has_hook(has))
     }
 }

@@ -54,27 +54,6 @@ pub(crate) struct PluginContext {
 }
 
 impl PluginContext {
-    pub(crate) fn new(
-        version: PluginVersion,
-        config: String,
-        metrics: PluginMetrics,
-        state: Arc<LocalState>,
-        clock: Clock,
-    ) -> Self {
-        Self {
-            version,
-            config,
-            metrics,
-            state,
-            log: LogThrottle::new(100, Duration::from_secs(1)),
-            failure_log: LogThrottle::new(1, Duration::from_secs(5)),
-            over_budget: LogThrottle::new(1, Duration::from_secs(5)),
-            logged_metrics_limit: AtomicBool::new(false),
-            clock,
-            silent: false,
-        }
-    }
-
     /// Logs a line of the plugin, unless there were too many recently.
     fn log_line(&self, level: host::Level, message: &str) {
         let admitted = self.log.admit();

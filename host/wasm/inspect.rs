@@ -10,7 +10,6 @@ use crate::decision::PluginVersion;
 use crate::digest::Digest;
 use crate::settings::SettingsSchema;
 use crate::wasm::described::{self, DescribeError};
-use crate::wasm::host::PluginContext;
 use crate::wasm::instance::InstanceLimits;
 use crate::wasm::module::{self, Module};
 use crate::wasm::runtime::Runtime;
@@ -74,8 +73,7 @@ pub fn inspect(runtime: &Runtime, bytes: &[u8]) -> Inspection {
 
 fn settings(runtime: &Runtime, module: &Module) -> Result<Option<Arc<SettingsSchema>>, DescribeError> {
     let version = PluginVersion { name: Arc::from("inspected"), hash: module.hash.short().into() };
-    let (metrics, state) = (runtime.metrics.plugin(&version), runtime.states.of(&version.name));
-    let context = PluginContext::new(version, "{}".to_owned(), metrics, state, runtime.clock.clone());
+    let context = runtime.plugin_context(version, "{}".to_owned(), "inspected");
     described::settings(module, &Arc::new(context), LIMITS)
 }
 

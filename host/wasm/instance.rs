@@ -47,9 +47,7 @@ pub(crate) struct InstanceLimits {
 
 /// One instance. Belongs to one worker.
 pub(crate) struct Instance {
-    context: Arc<PluginContext>,
-    limits: InstanceLimits,
-    store: Store<HostState>,
+    guest: GuestStore,
     filter: Option<filter::Guest>,
     filter_columns: Option<filter_columns::Guest>,
     retention: Option<retention::Guest>,
@@ -65,28 +63,21 @@ impl Instance {
         context: &Arc<PluginContext>,
         limits: InstanceLimits,
     ) -> Result<Self, PluginFailure> {
-        let Reserved { mut store, instance } = Reserved::new(module, context, limits)?;
-        let hooks = &module.hooks;
-        let lifecycle = load(&hooks.lifecycle, |i| i.load(&mut store, &instance))?;
-        let mut loaded = Self {
-            filter: load(&hooks.filter, |i| i.load(&mut store, &instance))?,
-            filter_columns: load(&hooks.filter_columns, |i| i.load(&mut store, &instance))?,
-            retention: load(&hooks.retention, |i| i.load(&mut store, &instance))?,
-            grouping: load(&hooks.grouping, |i| i.load(&mut store, &instance))?,
-            grouping_columns: load(&hooks.grouping_columns, |i| i.load(&mut store, &instance))?,
-            offline: load(&hooks.offline, |i| i.load(&mut store, &instance))?,
-            context: Arc::clone(context),
-            limits,
-            store,
-        };
+        let Reserved { mut guest, instance } = Reserved::new(module, context, limits)?;
+        let (hooks, store) = (&module.hooks, &mut guest.store);
+        let lifecycle = load(&hooks.lifecycle, |i| i.load(&mut *store, &instance))?;
+        let filter = load(&hooks.filter, |i| i.load(&mut *store, &instance))?;
+        let filter_columns = load(&hooks.filter_columns, |i| i.load(&mut *store, &instance))?;
+        let retention = load(&hooks.retention, |i| i.load(&mut *store, &instance))?;
+        let grouping = load(&hooks.grouping, |i| i.load(&mut *store, &instance))?;
+        let grouping_columns = load(&hooks.grouping_columns, |i| i.load(&mut *store, &instance))?;
+        let offline = load(&hooks.offline, |i| i.load(&mut *store, &instance))?;
         if let Some(lifecycle) = lifecycle {
-            let config = &context.config;
-            let answer = loaded
-                .call(HookKind::Init, limits.at_start(), |store| lifecycle.call_init(store, config))
-                .map_err(at_start)?;
-            answer.map_err(|why| PluginFailure::refused_configuration(cut(&why, 1024)))?;
+            let answer = guest.call(HookKind::Init, |store| lifecycle.call_init(store, &context.config));
+            let refused = |why: String| PluginFailure::refused_configuration(cut(&why, 1024));
+            answer.map_err(at_start)?.map_err(refused)?;
         }
-        Ok(loaded)
+        Ok(Self { guest, filter, filter_columns, retention, grouping, grouping_columns, offline })
     }
 
     /// The schema of the plugin's settings, from an instance of its own; `None` if it does not export one.
@@ -97,20 +88,9 @@ impl Instance {
         limits: InstanceLimits,
     ) -> Result<Option<String>, PluginFailure> {
         let Some(indices) = &module.hooks.settings else { return Ok(None) };
-        let Reserved { mut store, instance } = Reserved::new(module, context, limits)?;
-        let settings = indices.load(&mut store, &instance).map_err(|e| not_loaded(&e))?;
-        let mut asked = Self {
-            context: Arc::clone(context),
-            limits,
-            store,
-            filter: None,
-            filter_columns: None,
-            retention: None,
-            grouping: None,
-            grouping_columns: None,
-            offline: None,
-        };
-        asked.run(limits.at_start(), |store| settings.call_schema(store)).map(Some)
+        let Reserved { mut guest, instance } = Reserved::new(module, context, limits)?;
+        let settings = indices.load(&mut guest.store, &instance).map_err(|e| not_loaded(&e))?;
+        guest.run(limits.at_start(), |store| settings.call_schema(store)).map(Some)
     }
 
     /// Calls `filter` in the cheapest shape that the plugin exports. Returns one verdict per message.
@@ -120,21 +100,18 @@ impl Instance {
         partition: i32,
         messages: &[&Message],
     ) -> Result<UncheckedVerdicts, PluginFailure> {
-        let (source, deadline) = (types::Source { topic, partition }, self.deadline());
-        if let Some(hook) = self.filter_columns.take() {
+        let source = types::Source { topic, partition };
+        if let Some(hook) = &self.filter_columns {
             let batch = MessageColumns::of(messages);
             let answer =
-                self.call(HookKind::Filter, deadline, |store| hook.call_filter(store, source, batch.lend()));
-            self.filter_columns = Some(hook);
-            let verdicts = lift::check_count(answer?, messages.len(), "verdicts");
-            return verdicts.map(UncheckedVerdicts::Columns);
+                self.guest.call(HookKind::Filter, |store| hook.call_filter(store, source, batch.lend()))?;
+            return lift::check_count(answer, messages.len(), "verdicts").map(UncheckedVerdicts::Columns);
         }
-        let Some(hook) = self.filter.take() else { return Ok(UncheckedVerdicts::Records(Vec::new())) };
+        let Some(hook) = &self.filter else { return Ok(UncheckedVerdicts::Records(Vec::new())) };
         let answer = with_messages(messages, |records| {
-            self.call(HookKind::Filter, deadline, |store| hook.call_filter(store, source, records))
-        });
-        self.filter = Some(hook);
-        lift::check_count(answer?, messages.len(), "verdicts").map(UncheckedVerdicts::Records)
+            self.guest.call(HookKind::Filter, |store| hook.call_filter(store, source, records))
+        })?;
+        lift::check_count(answer, messages.len(), "verdicts").map(UncheckedVerdicts::Records)
     }
 
     /// Calls `retain`. Returns where each message is kept.
@@ -144,14 +121,14 @@ impl Instance {
         partition: i32,
         messages: &[&Message],
     ) -> Result<UncheckedVerdicts, PluginFailure> {
-        let Some(hook) = self.retention.take() else { return Ok(UncheckedVerdicts::Kept(Vec::new())) };
-        let (source, deadline) = (types::Source { topic, partition }, self.deadline());
+        let Some(hook) = &self.retention else { return Ok(UncheckedVerdicts::Kept(Vec::new())) };
+        let source = types::Source { topic, partition };
         let batch = MessageColumns::of(messages);
         let rows = RetentionRows::of(&batch);
         let answer = self
-            .call(HookKind::Retention, deadline, |store| hook.call_retain(store, source, rows.lend(&batch)));
-        self.retention = Some(hook);
-        lift::kept(&answer?, messages.len()).map(UncheckedVerdicts::Kept)
+            .guest
+            .call(HookKind::Retention, |store| hook.call_retain(store, source, rows.lend(&batch)))?;
+        lift::kept(&answer, messages.len()).map(UncheckedVerdicts::Kept)
     }
 
     /// Calls `regroup` for a room, in the shape that this plugin takes. The answer is not checked
@@ -161,22 +138,18 @@ impl Instance {
         id: &str,
         room: &RoomView<'_>,
     ) -> Result<Option<UncheckedRegrouping>, PluginFailure> {
-        let (comets, deadline) = (&room.comets, self.deadline());
+        let (comets, guest) = (&room.comets, &mut self.guest);
         match &room.connections {
             RoomConnections::Columns(columns) => {
-                let Some(hook) = self.grouping_columns.take() else { return Ok(None) };
-                let answer = self.call(HookKind::Grouping, deadline, |store| {
-                    hook.call_regroup(store, id, comets, columns.lend())
-                });
-                self.grouping_columns = Some(hook);
+                let Some(hook) = &self.grouping_columns else { return Ok(None) };
+                let answer = guest
+                    .call(HookKind::Grouping, |store| hook.call_regroup(store, id, comets, columns.lend()));
                 answer.map(|answer| Some(UncheckedRegrouping::Columns(answer)))
             }
             RoomConnections::Records(records) => {
-                let Some(hook) = self.grouping.take() else { return Ok(None) };
-                let answer = self.call(HookKind::Grouping, deadline, |store| {
-                    hook.call_regroup(store, id, comets, records)
-                });
-                self.grouping = Some(hook);
+                let Some(hook) = &self.grouping else { return Ok(None) };
+                let answer =
+                    guest.call(HookKind::Grouping, |store| hook.call_regroup(store, id, comets, records));
                 answer.map(|answer| Some(UncheckedRegrouping::Records(answer)))
             }
         }
@@ -188,44 +161,47 @@ impl Instance {
         message: &Message,
         absent: &[&AbsentRecipient],
     ) -> Result<Vec<UncheckedDisposition>, PluginFailure> {
-        let Some(hook) = self.offline.take() else { return Ok(Vec::new()) };
-        let deadline = self.deadline();
+        let Some(hook) = &self.offline else { return Ok(Vec::new()) };
         let origin = &message.record.origin;
         let source = types::Source { topic: &origin.topic, partition: origin.partition };
         let asked: Vec<_> = absent.iter().map(|absent| lower::absent(absent)).collect();
         let answer = with_message(message, |message| {
-            self.call(HookKind::Offline, deadline, |store| hook.call_decide(store, source, message, &asked))
-        });
-        self.offline = Some(hook);
-        let dispositions = lift::check_count(answer?, absent.len(), "dispositions")?;
+            self.guest.call(HookKind::Offline, |store| hook.call_decide(store, source, message, &asked))
+        })?;
+        let dispositions = lift::check_count(answer, absent.len(), "dispositions")?;
         Ok(dispositions.into_iter().map(UncheckedDisposition).collect())
     }
 
     /// The size of its linear memory and its tables, in bytes.
     pub(crate) fn memory(&self) -> usize {
-        self.store.data().memory.used
+        self.guest.store.data().memory.used
     }
 
     /// Uses this shared state instead of the process's own.
     pub(crate) fn with_shared_state(mut self, session: Option<&Arc<SharedStateSession>>) -> Self {
         if let Some(session) = session {
-            self.store.data_mut().shared = Some(Arc::clone(session));
+            self.guest.store.data_mut().shared = Some(Arc::clone(session));
         }
         self
     }
+}
 
-    fn deadline(&self) -> Duration {
-        self.limits.deadline
-    }
+/// A store, and what bounds the calls of its guest.
+struct GuestStore {
+    context: Arc<PluginContext>,
+    limits: InstanceLimits,
+    store: Store<HostState>,
+}
 
+impl GuestStore {
     /// Calls a hook, and counts and times the call.
     fn call<R>(
         &mut self,
         hook: HookKind,
-        deadline: Duration,
         work: impl FnOnce(&mut Store<HostState>) -> wasmtime::Result<R>,
     ) -> Result<R, PluginFailure> {
         let begun = Instant::now();
+        let deadline = if hook == HookKind::Init { self.limits.at_start() } else { self.limits.deadline };
         let result = self.run(deadline, work);
         self.context.metrics.called(hook, begun.elapsed().as_secs_f64());
         result
@@ -245,7 +221,10 @@ impl Instance {
         // end it again after every restart.
         let result = catch_unwind(AssertUnwindSafe(|| work(&mut self.store)))
             .unwrap_or_else(|_| Err(wasmtime::Error::msg("the engine panicked")));
-        count_memory(&self.store, &self.context, result.is_err());
+        // A plugin may survive a refused allocation: nothing failed, but the limit was reached.
+        if self.store.data().memory.refused && result.is_ok() {
+            self.context.metrics.hit(PluginLimit::Memory);
+        }
         let printed = self.store.data().log_output();
         let limits = InstanceLimits { deadline, ..self.limits };
         result.map_err(|e| with_guest_output(failure(&e, &self.store, limits), printed))
@@ -278,7 +257,7 @@ impl InstanceLimits {
 
 /// The memory of an instance that has not been initialized.
 pub(crate) struct Reserved {
-    store: Store<HostState>,
+    guest: GuestStore,
     instance: wasmtime::component::Instance,
 }
 
@@ -295,19 +274,9 @@ impl Reserved {
         // Data that a call passes to the host is copied; aliased strings could turn a kilobyte into a
         // gigabyte. No valid answer is larger than the memory it comes from.
         store.set_hostcall_fuel(limits.bytes());
-        let _running = RunningGuest::begin();
-        let deadline = limits.at_start();
-        store.set_epoch_deadline(ticks(deadline));
-        let started = module.pre.instantiate(&mut store);
-        count_memory(&store, context, started.is_err());
-        match started {
-            Ok(instance) => Ok(Self { store, instance }),
-            Err(error) => {
-                let printed = store.data().log_output();
-                let failure = failure(&error, &store, InstanceLimits { deadline, ..limits });
-                Err(at_start(with_guest_output(failure, printed)))
-            }
-        }
+        let mut guest = GuestStore { context: Arc::clone(context), limits, store };
+        let started = guest.run(limits.at_start(), |store| module.pre.instantiate(store));
+        Ok(Self { instance: started.map_err(at_start)?, guest })
     }
 }
 
@@ -329,13 +298,6 @@ fn with_guest_output(failure: PluginFailure, printed: Option<String>) -> PluginF
     let begin = words.ceil_char_boundary(words.len().saturating_sub(MAX_QUOTED_OUTPUT));
     let cut = if begin > 0 { "..." } else { "" };
     PluginFailure { message: format!("{failure}; it printed: {cut}{}", &words[begin..]), ..failure }
-}
-
-/// A plugin may survive a refused allocation: nothing failed, but the limit was reached.
-fn count_memory(store: &Store<HostState>, context: &PluginContext, failed: bool) {
-    if store.data().memory.refused && !failed {
-        context.metrics.hit(PluginLimit::Memory);
-    }
 }
 
 /// Derives the failure from wasmtime's error.

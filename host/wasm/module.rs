@@ -16,6 +16,7 @@ use crate::wasm::compile::{CompileError, bounds};
 use crate::wasm::contract::{BUILD_FOR_CONTRACT, Contract};
 use crate::wasm::failure::causes;
 use crate::wasm::host::HostState;
+use crate::wasm::metrics::HookKind;
 
 /// The hooks that a plugin exports, and where.
 pub(crate) struct Hooks {
@@ -31,24 +32,15 @@ pub(crate) struct Hooks {
 }
 
 impl Hooks {
-    /// Whether it regroups rooms, in either shape.
-    pub(crate) fn has_grouping(&self) -> bool {
-        self.grouping.is_some() || self.columns()
-    }
-
-    /// Whether it filters, in either shape.
-    pub(crate) fn has_filter(&self) -> bool {
-        self.filter.is_some() || self.filter_columns.is_some()
-    }
-
-    /// Whether it keeps messages.
-    pub(crate) fn has_retention(&self) -> bool {
-        self.retention.is_some()
-    }
-
-    /// Whether it decides about absent users.
-    pub(crate) fn has_offline(&self) -> bool {
-        self.offline.is_some()
+    /// Whether it exports a hook, in either shape.
+    pub(crate) fn has(&self, hook: HookKind) -> bool {
+        match hook {
+            HookKind::Filter => self.filter.is_some() || self.filter_columns.is_some(),
+            HookKind::Retention => self.retention.is_some(),
+            HookKind::Grouping => self.grouping.is_some() || self.columns(),
+            HookKind::Offline => self.offline.is_some(),
+            HookKind::Init => self.lifecycle.is_some(),
+        }
     }
 
     /// Whether it takes rooms in columns, which is preferred.
@@ -58,14 +50,8 @@ impl Hooks {
 
     /// The exported hooks, by the names of their interfaces.
     pub(crate) fn names(&self) -> Vec<&'static str> {
-        let all = [
-            ("filter", self.has_filter()),
-            ("retention", self.has_retention()),
-            ("grouping", self.has_grouping()),
-            ("offline", self.has_offline()),
-            ("lifecycle", self.lifecycle.is_some()),
-        ];
-        all.iter().filter(|(_, there)| *there).map(|(name, _)| *name).collect()
+        let name = |hook: HookKind| if hook == HookKind::Init { "lifecycle" } else { hook.as_str() };
+        HookKind::ALL.into_iter().filter(|hook| self.has(*hook)).map(name).collect()
     }
 }
 

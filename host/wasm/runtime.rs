@@ -3,19 +3,23 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use prometheus_client::registry::Registry;
 use wasmtime::Engine;
 use wasmtime::component::{Component, HasSelf, Linker};
 
+use crate::decision::PluginVersion;
+use crate::telemetry::LogThrottle;
 use crate::wasm::bindings::halley::policy::{host, types};
 use crate::wasm::clock::Clock;
 use crate::wasm::compile::{CompileError, CompileLimits, Compiler};
 use crate::wasm::compile_cache::CompileCache;
 use crate::wasm::engine::{EngineConfig, WasmFeature};
 use crate::wasm::epoch::EpochTicker;
-use crate::wasm::host::HostState;
+use crate::wasm::host::{HostState, PluginContext};
 use crate::wasm::metrics::Metrics;
 use crate::wasm::module::Module;
 use crate::wasm::module_cache::ModuleCache;
@@ -125,6 +129,27 @@ impl Runtime {
     /// The problem: the second half of a sentence that begins with the plugin.
     pub(crate) fn compile_now(&self, plugin: &str, bytes: &[u8]) -> Result<Module, CompileError> {
         Module::compile(&self.linker, bytes, |component| self.load(plugin, component))
+    }
+
+    /// What instances of a plugin have in common. `state` names the values that it keeps in this process.
+    pub(crate) fn plugin_context(
+        &self,
+        version: PluginVersion,
+        config: String,
+        state: &str,
+    ) -> PluginContext {
+        PluginContext {
+            metrics: self.metrics.plugin(&version),
+            state: self.states.of(state),
+            version,
+            config,
+            log: LogThrottle::new(100, Duration::from_secs(1)),
+            failure_log: LogThrottle::new(1, Duration::from_secs(5)),
+            over_budget: LogThrottle::new(1, Duration::from_secs(5)),
+            logged_metrics_limit: AtomicBool::new(false),
+            clock: self.clock.clone(),
+            silent: false,
+        }
     }
 
     /// How many compilations were started.

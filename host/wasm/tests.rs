@@ -11,17 +11,16 @@ use prometheus_client::registry::Registry;
 
 use crate::blocking::run_in_place;
 use crate::decision::PluginVersion;
+use crate::wasm::Runtime;
 use crate::wasm::epoch::{RunningGuest, ticks};
-use crate::wasm::host::{HostState, PluginContext};
+use crate::wasm::host::HostState;
 use crate::wasm::runtime::CANNOT_WAIT;
-use crate::wasm::{Clock, Runtime};
 
 /// Runs the start functions of a component, like a plugin's.
 fn start(wat: &str) -> wasmtime::Result<()> {
     let runtime = Runtime::new(&mut Registry::default()).unwrap();
     let version = PluginVersion { name: "p".into(), hash: "0".into() };
-    let metrics = runtime.metrics.plugin(&version);
-    let context = PluginContext::new(version, "{}".into(), metrics, runtime.states.of("p"), Clock::default());
+    let context = runtime.plugin_context(version, "{}".into(), "p");
     let mut store = Store::new(&runtime.engine, HostState::new(Arc::new(context), 1 << 20));
     store.limiter(|state| &mut state.memory);
     let _running = RunningGuest::begin();

@@ -55,7 +55,7 @@ impl PartitionWorker {
                 chain.advance(&self.topic, self.partition, &mut run)
             };
             match self.chain.call_again(&mut retry, advance).await? {
-                FilterProgress::OfflineDecision(filtered, writes) => return Ok((filtered, writes)),
+                FilterProgress::Done(filtered, writes) => return Ok((filtered, writes)),
                 FilterProgress::NeedsState(keys) => {
                     let fetch = || self.pipeline.shared_state.fetch(&keys);
                     let values = retry_until_cancelled(self.hold(), StallStage::SharedState, fetch).await?;

@@ -122,7 +122,7 @@ impl ChainEntry {
     /// Whether the messages of this hook's calls count in statistics: not twice, if the plugin filters
     /// them as well.
     fn is_first_hook(&self, hook: BatchHook) -> bool {
-        hook == BatchHook::Filter || !self.has_batch_hook(BatchHook::Filter)
+        hook == BatchHook::Filter || !self.has(HookKind::Filter)
     }
 
     fn decide_open(
@@ -190,16 +190,11 @@ impl ChainEntry {
         let asked: Vec<&Message> = indexes.iter().map(|at| &batch[*at].message).collect();
         let begun = Instant::now();
         let BatchSource { topic, partition } = source;
-        let mut verdicts = match hook {
-            BatchHook::Filter => {
-                let size = CallSize::of(HookKind::Filter, asked.len());
-                self.with_instance(size, |instance| instance.filter(topic, partition, &asked))
-            }
-            BatchHook::Retention => {
-                let size = CallSize::of(HookKind::Retention, asked.len());
-                self.with_instance(size, |instance| instance.retain(topic, partition, &asked))
-            }
-        };
+        let size = CallSize::of(hook.kind(), asked.len());
+        let mut verdicts = self.with_instance(size, |instance| match hook {
+            BatchHook::Filter => instance.filter(topic, partition, &asked),
+            BatchHook::Retention => instance.retain(topic, partition, &asked),
+        });
         if let Some(shared) = &self.shared
             && let Err(why) = shared.end_call(verdicts.is_ok())
         {

@@ -12,7 +12,6 @@ use crate::blocking::run_in_place;
 use crate::decision::{AbsentRecipient, FailureKind, OfflineDecision, OnError, PolicyStalled};
 use crate::membership::Grouping;
 use crate::message::{Message, RoomId};
-use crate::policy::batch_hook::BatchHook;
 use crate::policy::chain_entry::pace::{CallPace, CallSize};
 use crate::policy::config::StateScope;
 use crate::policy::plugin::Plugin;
@@ -85,17 +84,9 @@ impl ChainEntry {
     }
 
     /// Whether the plugin or its candidate exports a hook.
-    pub(super) fn has_hook(&self, has: fn(&Hooks) -> bool) -> bool {
-        let candidate = self.rollout.as_ref().is_some_and(|rollout| has(&rollout.candidate.module.hooks));
-        has(self.hooks()) || candidate
-    }
-
-    /// Whether the plugin or its candidate exports this hook.
-    pub(super) fn has_batch_hook(&self, hook: BatchHook) -> bool {
-        self.has_hook(match hook {
-            BatchHook::Filter => Hooks::has_filter,
-            BatchHook::Retention => Hooks::has_retention,
-        })
+    pub(super) fn has(&self, hook: HookKind) -> bool {
+        let candidate = self.rollout.as_ref().map(|rollout| &rollout.candidate);
+        std::iter::once(&self.plugin).chain(candidate).any(|plugin| plugin.module.hooks.has(hook))
     }
 
     /// What the plugin exports.

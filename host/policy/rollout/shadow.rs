@@ -14,6 +14,7 @@ use std::{fmt, io};
 
 use parking_lot::Mutex;
 use serde::Serialize;
+use smart_default::SmartDefault;
 
 use crate::decision::{DifferenceKind, Effect, FilteredMessage, MessagePart};
 use crate::policy::batch_hook::BatchHook;
@@ -71,12 +72,14 @@ pub struct Difference {
     pub candidate: String,
 }
 
+#[derive(SmartDefault)]
 struct DifferenceLog {
     ended: AtomicBool,
     compared: AtomicU64,
     not_compared: AtomicU64,
     count: AtomicU64,
     latest: Mutex<VecDeque<Difference>>,
+    #[default(LogThrottle::new(1, Duration::from_secs(1)))]
     log: LogThrottle,
 }
 
@@ -91,14 +94,7 @@ impl Shadow {
         decide: impl FnMut(&mut MirroredBatch) + Send + 'static,
     ) -> io::Result<Self> {
         let (queue, waiting) = sync_channel(WAITING);
-        let found = Arc::new(DifferenceLog {
-            ended: AtomicBool::new(false),
-            compared: AtomicU64::new(0),
-            not_compared: AtomicU64::new(0),
-            count: AtomicU64::new(0),
-            latest: Mutex::default(),
-            log: LogThrottle::new(1, Duration::from_secs(1)),
-        });
+        let found = Arc::new(DifferenceLog::default());
         let (looker, candidate) = (Arc::clone(&found), Arc::clone(candidate));
         let thread = std::thread::Builder::new().name("shadow".to_owned());
         thread.spawn(move || mirror(&waiting, &looker, &candidate, decide))?;

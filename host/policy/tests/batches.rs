@@ -8,7 +8,7 @@ use super::*;
 use crate::decision::Verdict;
 use crate::decision::{Effect, FailureKind, FilteredMessage, PolicyStalled};
 use crate::policy::on_error::OnErrors;
-use crate::policy::{Chain, FilterRun};
+use crate::policy::{Chain, FilterRun, HookKind};
 
 fn filter(set: &Arc<PolicySet>, bodies: &[&str]) -> Vec<FilteredMessage> {
     set.chain().filter("push", 3, bodies.iter().map(|body| room(body)).collect()).unwrap()
@@ -26,7 +26,7 @@ fn trail(filtered: &FilteredMessage) -> Vec<String> {
 #[test]
 fn without_plugins_everything_passes_untouched() {
     let set = Engine::new().set(&[]);
-    assert!(!set.has_filter() && !set.has_grouping() && !set.has_offline());
+    assert!(!set.has(HookKind::Filter) && !set.has(HookKind::Grouping) && !set.has(HookKind::Offline));
     let filtered = one(&set, room("trap"));
     assert_eq!((filtered.message, filtered.verdict), (room("trap"), Verdict::Pass));
 }

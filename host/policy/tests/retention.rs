@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::*;
 use crate::decision::{DifferenceKind, Effect, FailureKind, Retention, Verdict};
-use crate::policy::{Difference, RolloutConfig, RolloutMode};
+use crate::policy::{Difference, HookKind, RolloutConfig, RolloutMode};
 use crate::wasm::idle::with_contract;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -57,7 +57,7 @@ fn important() -> PluginConfig {
 fn it_sees_what_the_filters_of_all_policies_left() {
     let engine = Engine::new();
     let set = engine.set(&[important(), unruly("later")]);
-    assert!(set.has_retention() && set.has_filter());
+    assert!(set.has(HookKind::Retention) && set.has(HookKind::Filter));
     let messages = ["plain", "room im_7", "operation 6", "drop it", "dead-letter it"].map(room).to_vec();
     let filtered = set.chain().filter("push", 3, messages).unwrap();
     let both = Retention { inbox: true, history: true };
@@ -81,7 +81,7 @@ fn what_policies_keep_adds_up_and_only_rooms_have_a_history() {
     let all = PluginConfig::new("all", keeps_all(folder.path()));
     let history = bundled("keep_important", json!({ "operations": [], "rooms": ["*"] }));
     let set = Engine::new().set(&[history, all]);
-    assert!(!set.has_filter() && set.sees_batches());
+    assert!(!set.has(HookKind::Filter) && set.sees_batches());
     let filtered = set.chain().filter("push", 3, vec![room("a"), keys("b")]).unwrap();
     assert_eq!(filtered[0].retention, INBOX.and(HISTORY));
     assert_eq!((filtered[1].retention, filtered[1].trail.len()), (INBOX, 1), "keys have no history");

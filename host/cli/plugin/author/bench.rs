@@ -16,7 +16,7 @@ use crate::decision::PolicyStalled;
 use crate::decision::{AbsenceCause, AbsentRecipient, IdKind};
 use crate::membership::Grouping;
 use crate::message::Message;
-use crate::policy::{Chain, OnError, PluginConfig, Policies};
+use crate::policy::{Chain, HookKind, OnError, PluginConfig, Policies};
 use crate::wasm::{Runtime, RuntimeConfig, idle_plugin};
 
 /// Messages in a batch, absent users of a message, or connections of a room.
@@ -67,13 +67,13 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
     let set = pair.0.set().clone();
     if set.sees_batches() {
         // A plugin that filters and keeps is called twice per batch; this measures both.
-        let hook = if set.has_filter() { "filter" } else { "retention" };
+        let hook = if set.has(HookKind::Filter) { "filter" } else { "retention" };
         table(hook, time, &mut pair, |chain, size| filter(chain, &messages, size))?;
     }
-    if set.has_offline() {
+    if set.has(HookKind::Offline) {
         table("offline", time, &mut pair, |chain, size| offline(chain, &messages, size))?;
     }
-    if set.has_grouping() {
+    if set.has(HookKind::Grouping) {
         table("grouping", time, &mut pair, grouping)?;
     }
     print(&format!("memory of its instance: {} KiB", pair.0.memory() / 1024));

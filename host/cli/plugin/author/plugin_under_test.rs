@@ -13,7 +13,9 @@ use crate::cli::plugin::author::answer::PolicyAnswer;
 use crate::cli::plugin::author::project::CallLimits;
 use crate::cli::plugin::author::question::{OfflineSpec, RoomSpec};
 use crate::cli::runtime;
-use crate::policy::{Chain, Fraction, OnError, PluginConfig, Policies, ProblemKind, QuarantineAction};
+use crate::policy::{
+    Chain, Fraction, HookKind, OnError, PluginConfig, Policies, ProblemKind, QuarantineAction,
+};
 use crate::time;
 use crate::wasm::{Clock, Runtime, RuntimeConfig};
 
@@ -131,7 +133,7 @@ impl TestInstance {
     /// # Errors
     /// When the message is invalid, or the policy lacks this hook.
     pub(super) fn decide(&mut self, offline_spec: OfflineSpec) -> anyhow::Result<PolicyAnswer> {
-        self.wants(self.chain.set().has_offline(), "offline")?;
+        self.wants(self.chain.set().has(HookKind::Offline), "offline")?;
         self.set_clock(offline_spec.message.at);
         self.asked += 1;
         let message = offline_spec.message.into_message(TOPIC, self.asked)?;
@@ -144,7 +146,7 @@ impl TestInstance {
     /// # Errors
     /// When the policy lacks this hook.
     pub(super) fn regroup(&mut self, room_spec: &RoomSpec) -> anyhow::Result<PolicyAnswer> {
-        self.wants(self.chain.set().has_grouping(), "grouping")?;
+        self.wants(self.chain.set().has(HookKind::Grouping), "grouping")?;
         self.set_clock(room_spec.at);
         let (room, mut grouping) = room_spec.grouping();
         Ok(match self.chain.regroup(&room, &mut grouping) {
