@@ -37,7 +37,7 @@ described! {
         "description": "A size with a unit, such as `64MiB`. A bare number counts bytes.",
     }
     SizeOrWord: {
-        "type": ["string", "integer"],
+        "type": "string",
         "description": "A size with a unit, such as `2GiB`; `auto` or `off`.",
     }
     Fraction: {

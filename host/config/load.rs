@@ -117,6 +117,7 @@ pub(super) fn load(
     let mut warnings = source.sizes_without_unit();
     warnings.extend(misspelled_variables);
     let (config, mistakes) = source.read();
+    warnings.retain(|warning| mistakes.iter().all(|mistake| mistake.key != warning.key));
     ConfigReport { config, mistakes, warnings, origins: source.origins }
 }
 
@@ -201,6 +202,13 @@ impl ConfigSource {
     /// Deserializes repeatedly, each time without the last wrong value.
     fn read(&mut self) -> (Config, Vec<ConfigError>) {
         let mut mistakes = Vec::new();
+        let defaults = Table::try_from(Config::default()).unwrap_or_default();
+        for path in lists_for_tables(&defaults, &self.table) {
+            let hint = self.hint(&path, "expected a map");
+            let text = format!("{} is a list; expected a table{hint}", self.shown(&path));
+            mistakes.push(self.origins.locate(std::slice::from_ref(&path), text));
+            remove(&mut self.table, &path);
+        }
         while mistakes.len() < MOST_MISTAKES {
             let error = match serde_path_to_error::deserialize(self.table.clone()) {
                 Ok(config) => return (config, mistakes),
@@ -317,6 +325,23 @@ fn without_value(message: &str) -> String {
         Some((_, expected)) => format!("expected {expected}"),
         None => "this value cannot be read".to_owned(),
     }
+}
+
+/// The paths of lists where the defaults have tables. serde would take their elements for the values of
+/// the keys, in order.
+fn lists_for_tables(defaults: &Table, given: &Table) -> Vec<Vec<String>> {
+    let mut found = Vec::new();
+    for (key, default) in defaults {
+        match (default, given.get(key)) {
+            (Value::Table(_), Some(Value::Array(_))) => found.push(vec![key.clone()]),
+            (Value::Table(default), Some(Value::Table(inner))) => {
+                let below = lists_for_tables(default, inner).into_iter();
+                found.extend(below.map(|path| [vec![key.clone()], path].concat()));
+            }
+            _ => {}
+        }
+    }
+    found
 }
 
 /// The paths of all values that match.

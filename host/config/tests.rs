@@ -170,7 +170,7 @@ fn wrong_values_are_explained_in_the_words_of_toml() {
         ("[kafka]\ngroup = [\"a\"]", "is a list; expected a string".into()),
         ("[kafka]\ngroup = { a = 1 }", "is a table; expected a string".into()),
         ("kafka = 5", "`kafka` is `5`; expected a table".into()),
-        ("[comets]\naddresses = []", "is a list; expected a table".into()),
+        ("[comets]\naddresses = []", "`comets.addresses` is a list; expected a table".into()),
         ("[archive]\nenabled = \"yes\"", "is \"yes\"; expected true or false".into()),
         ("[traces]\nsample_ratio = \"all\"", "is \"all\"; expected a number".into()),
         ("[delivery]\nmax_age = \"soon\"", "is \"soon\"; expected a duration, such as \"50ms\"".into()),
@@ -185,6 +185,8 @@ fn wrong_values_are_explained_in_the_words_of_toml() {
         ("[[plugin]]\nname = \"a\"\ntime_budget = \"much\"", "`time_budget` of plugin `a`: `much` is not a share".into()),
         ("[[plugin]]\ntime_budget = []", "`time_budget` of plugin number 1".into()),
         ("plugin = 5", "is `5`; expected a list".into()),
+        ("[[redis]]\nurl = \"redis://h\"", "`redis` is a list; expected a table".into()),
+        ("[comets]\ntls = []", "`comets.tls` is a list; expected a table".into()),
         (
             "[[plugin]]\nname = \"a\"\non_error = \"explode\"",
             "`on_error` of plugin `a` is \"explode\"; expected `pass`, `drop`, `dead-letter`, `stall`, or a table".into(),
@@ -319,6 +321,15 @@ fn probable_mistakes_are_warnings() {
         let warnings = warnings(text, environment.as_slice());
         assert!(warnings.iter().any(|warning| warning.contains(expected)), "{text:?}: {warnings:?}");
     }
+}
+
+#[test]
+fn a_mistaken_key_has_no_warning() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let file = folder.path().join("halley.toml");
+    std::fs::write(&file, "[redis]\nmax_reply = -5\n[comets]\nconnect_timeout = 5").expect("written");
+    let inspected = Config::inspect_with(Some(&file), []);
+    assert_eq!((inspected.mistakes.len(), inspected.warnings), (2, vec![]));
 }
 
 #[test]
