@@ -11,6 +11,7 @@ pub mod listen;
 mod load;
 mod mistake;
 mod origins;
+mod tables;
 mod words;
 
 use std::path::{Path, PathBuf};
