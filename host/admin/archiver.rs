@@ -3,18 +3,17 @@
 
 use std::sync::Arc;
 
+use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
-use axum::{Json, Router};
 use prometheus_client::registry::Registry;
-use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::admin::read::wanted_format;
+use crate::admin::read::{readiness, wanted_format};
 use crate::gateway::ArchiverStatus;
 use crate::http_server::listener;
 use crate::http_server::refusals::Refusals;
@@ -60,11 +59,7 @@ impl ArchiverProbes {
 }
 
 async fn ready(State(served): State<Served>) -> Response {
-    let reasons: Vec<String> = served.status.problem().into_iter().collect();
-    let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let warnings = served.status.warnings();
-    (status, Json(json!({ "ready": reasons.is_empty(), "reasons": reasons, "warnings": warnings })))
-        .into_response()
+    readiness(served.status.problem().as_slice(), &served.status.warnings())
 }
 
 async fn metrics(State(served): State<Served>, headers: HeaderMap) -> Response {

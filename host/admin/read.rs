@@ -126,9 +126,12 @@ async fn limit_lists(State(reads): State<ReadApi>, request: Request, next: Next)
 }
 
 async fn ready(State(ReadApi { gateway, .. }): State<ReadApi>) -> Response {
-    let problems = gateway.problems();
+    readiness(&gateway.problems(), &gateway.warnings())
+}
+
+/// The answer of `/readyz`.
+pub(super) fn readiness(problems: &[String], warnings: &[String]) -> Response {
     let status = if problems.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let warnings = gateway.warnings();
     let response = json!({ "ready": problems.is_empty(), "reasons": problems, "warnings": warnings });
     (status, Json(response)).into_response()
 }

@@ -119,7 +119,7 @@ pub struct Standing {
 }
 
 /// Builds a page from stored entries in the order of the request. The first ones may lie at `after`.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct PageBuilder {
     query: PageQuery,
     now_ms: i64,
@@ -135,16 +135,9 @@ pub(super) struct PageBuilder {
 
 impl PageBuilder {
     pub(super) fn new(query: PageQuery, now_ms: i64, retention_ms: i64) -> Self {
-        Self {
-            query,
-            now_ms,
-            retention_ms,
-            page: Page { next: if query.backwards { query.before } else { query.after }, ..Page::default() },
-            seen: HashSet::new(),
-            bytes: 0,
-            has_anchor: false,
-            has_expired: false,
-        }
+        let next = if query.backwards { query.before } else { query.after };
+        let page = Page { next, ..Page::default() };
+        Self { query, now_ms, retention_ms, page, ..Self::default() }
     }
 
     /// Takes the next entry, or `None` for one that Halley did not write. Returns whether it can take more.

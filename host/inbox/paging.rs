@@ -49,7 +49,7 @@ pub(super) enum Step {
 }
 
 /// A part of the stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct StreamRange {
     /// From this place on.
     pub(super) low: Option<Position>,
@@ -60,7 +60,7 @@ pub(super) struct StreamRange {
 }
 
 /// A page that is being read.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Paging {
     query: PageQuery,
     page: PageBuilder,
@@ -75,8 +75,9 @@ pub(super) struct Paging {
     older: Older,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Phase {
+    #[default]
     Stream,
     Older,
     Done,
@@ -119,17 +120,8 @@ impl Paging {
             count: query.most() + 2,
             backwards: query.backwards,
         };
-        Self {
-            query,
-            page: PageBuilder::new(query, now_ms, retention_ms),
-            has_older,
-            next: Phase::Stream,
-            stream,
-            rounds: 0,
-            held: Vec::new(),
-            is_stream_read: false,
-            older: Older::default(),
-        }
+        let page = PageBuilder::new(query, now_ms, retention_ms);
+        Self { query, page, has_older, stream, ..Self::default() }
     }
 
     /// What to read next.

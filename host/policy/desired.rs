@@ -45,8 +45,12 @@ pub(super) struct OperatorChange {
 impl OperatorChange {
     /// Keeps the version that was active.
     pub(super) fn keep_active(hash: Digest, why: &str) -> Self {
-        let (pick, why) = (VersionChoice::Stored(hash), why.to_owned());
-        Self { pick, cause: None, why, exclusion: None, rollout_result: None }
+        Self::of(VersionChoice::Stored(hash), None, why)
+    }
+
+    /// Selects this version, for this cause.
+    pub(super) fn of(pick: VersionChoice, cause: Option<OverrideCause>, why: &str) -> Self {
+        Self { pick, cause, why: why.to_owned(), exclusion: None, rollout_result: None }
     }
 }
 

@@ -59,6 +59,11 @@ impl PolicySet {
         &self.entries
     }
 
+    /// The plugin of this name, with its candidate.
+    pub(super) fn entry(&self, plugin: &str) -> Option<&Arc<SetEntry>> {
+        self.entries.iter().find(|entry| entry.plugin.config.name == plugin)
+    }
+
     pub(super) fn chains(&self) -> &Arc<AtomicUsize> {
         &self.chains
     }

@@ -55,9 +55,10 @@ pub fn elements(value: Value) -> Vec<Value> {
 }
 
 /// Why the server refused a command.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, derive_more::Display)]
 pub enum Refusal {
     /// The key holds a value of another type.
+    #[display("WRONGTYPE")]
     WrongType,
     /// The user's ACL denies it.
     Denied(String),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use redis::{Cmd, PushInfo, PushKind, Value};
 
-use super::reply::{Refusal, refusal};
+use super::reply::refusal;
 
 /// Called with each key that is written, while replies are read.
 type OnWrite = Box<dyn Fn(&[u8]) + Send + Sync>;
@@ -41,10 +41,7 @@ impl Subscriber {
 
     /// Why the server refused it.
     pub(super) fn refused(reply: &Value) -> Option<String> {
-        match refusal(reply)? {
-            Refusal::Denied(said) | Refusal::Other(said) => Some(said),
-            Refusal::WrongType => Some("unexpected reply".to_owned()),
-        }
+        refusal(reply).map(|why| why.to_string())
     }
 
     /// The receiver of the connection's pushes.

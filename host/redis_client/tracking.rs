@@ -196,7 +196,7 @@ impl ConnectionTracking {
                     self.tracker.metrics.tracking(TrackingLabel::Active).inc();
                 }
             }
-            Some(why) => self.refused(&reason(why)),
+            Some(why) => self.refused(&why.to_string()),
         }
     }
 
@@ -209,7 +209,7 @@ impl ConnectionTracking {
             self.tracker.metrics.tracking(TrackingLabel::Active).dec();
             self.tracker.metrics.tracking(TrackingLabel::Refused).inc();
         }
-        self.refused(&reason(why));
+        self.refused(&why.to_string());
     }
 
     /// The server does not report changes, for this reason.
@@ -314,13 +314,6 @@ impl Wire<'_> {
             }
         }
         (own, refused)
-    }
-}
-
-fn reason(refusal: Refusal) -> String {
-    match refusal {
-        Refusal::Denied(why) | Refusal::Other(why) => why,
-        Refusal::WrongType => "it refuses CLIENT TRACKING".to_owned(),
     }
 }
 

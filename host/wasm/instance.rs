@@ -22,7 +22,7 @@ use crate::wasm::epoch::{RunningGuest, ticks};
 use crate::wasm::failure::{PluginFailure, PluginLimit, causes};
 use crate::wasm::host::{HostState, PluginContext, cut};
 use crate::wasm::lift::{self, UncheckedDisposition, UncheckedVerdicts};
-use crate::wasm::lower::{self, with_message, with_messages};
+use crate::wasm::lower::{self, with_messages};
 use crate::wasm::metrics::HookKind;
 use crate::wasm::module::Module;
 use crate::wasm::room::{RoomConnections, RoomView, UncheckedRegrouping};
@@ -165,8 +165,9 @@ impl Instance {
         let origin = &message.record.origin;
         let source = types::Source { topic: &origin.topic, partition: origin.partition };
         let asked: Vec<_> = absent.iter().map(|absent| lower::absent(absent)).collect();
-        let answer = with_message(message, |message| {
-            self.guest.call(HookKind::Offline, |store| hook.call_decide(store, source, message, &asked))
+        let answer = with_messages(&[message], |messages| {
+            self.guest
+                .call(HookKind::Offline, |store| hook.call_decide(store, source, messages[0].clone(), &asked))
         })?;
         let dispositions = lift::check_count(answer, absent.len(), "dispositions")?;
         Ok(dispositions.into_iter().map(UncheckedDisposition).collect())

@@ -18,13 +18,6 @@ pub(crate) fn with_messages<R>(messages: &[&Message], ask: impl FnOnce(&[types::
     ask(&asked)
 }
 
-/// Calls `ask` with one message as a plugin sees it.
-pub(crate) fn with_message<R>(message: &Message, ask: impl FnOnce(types::Message<'_>) -> R) -> R {
-    let keys = keys(message);
-    let headers = headers(message);
-    ask(self::message(message, &keys, &headers))
-}
-
 fn keys(message: &Message) -> Vec<&str> {
     match &message.audience {
         Audience::Keys { keys, .. } => keys.iter().map(|key| &**key).collect(),

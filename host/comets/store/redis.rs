@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use redis::{Cmd, Value};
 
 use super::{CometStore, SharedSightings, Sighting, Unavailable};
-use crate::redis_client::{RedisClient, Refusal, elements, refusal, text};
+use crate::redis_client::{RedisClient, elements, refusal, text};
 
 /// The key's expiry after the last write: longer than comets are remembered.
 const KEY_LIVES: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -54,10 +54,7 @@ impl RedisCometStore {
     }
 
     fn refused(&self, reply: &Value) -> Option<String> {
-        let why = match refusal(reply)? {
-            Refusal::WrongType => "WRONGTYPE".to_owned(),
-            Refusal::Denied(said) | Refusal::Other(said) => said,
-        };
+        let why = refusal(reply)?;
         Some(format!("Redis at {} refuses `{}`: {why}", self.client.endpoint(), self.key()))
     }
 }

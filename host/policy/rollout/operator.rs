@@ -44,7 +44,7 @@ impl Policies {
         let pushed = |upload: Upload| {
             let signature = upload.signature.map(Arc::from);
             let pick = VersionChoice::Upload(Artifact { bytes: upload.bytes.into(), signature });
-            (upload.name, operator_change(pick, OverrideCause::Pushed, "pushed"))
+            (upload.name, OperatorChange::of(pick, Some(OverrideCause::Pushed), "pushed"))
         };
         self.apply_operator_changes(uploads.into_iter().map(pushed).collect()).await
     }
@@ -63,7 +63,7 @@ impl Policies {
         let hash = target.map_err(|why| self.problem(plugin, why.to_string()))?.hash;
         let back = OperatorChange {
             exclusion: Some(Exclusion::RolledBack),
-            ..operator_change(VersionChoice::Stored(hash), OverrideCause::RolledBack, "rolled back")
+            ..OperatorChange::of(VersionChoice::Stored(hash), Some(OverrideCause::RolledBack), "rolled back")
         };
         self.apply_operator_changes(BTreeMap::from([(plugin.to_owned(), back)])).await
     }
@@ -74,13 +74,7 @@ impl Policies {
     /// # Errors
     /// If the file is refused.
     pub async fn release(&self, plugin: &str) -> Result<Generation, PolicyError> {
-        let released = OperatorChange {
-            pick: VersionChoice::File,
-            cause: None,
-            why: "released".into(),
-            exclusion: None,
-            rollout_result: None,
-        };
+        let released = OperatorChange::of(VersionChoice::File, None, "released");
         self.apply_operator_changes(BTreeMap::from([(plugin.to_owned(), released)])).await
     }
 
@@ -98,9 +92,9 @@ impl Policies {
         let (_, rollout) = self.with_candidate(plugin)?;
         let promoted = OperatorChange {
             rollout_result: Some(rollout_result(&rollout, "promoted")),
-            ..operator_change(
+            ..OperatorChange::of(
                 VersionChoice::Upload(rollout.artifact.clone()),
-                OverrideCause::Pushed,
+                Some(OverrideCause::Pushed),
                 "promoted",
             )
         };
@@ -119,8 +113,7 @@ impl Policies {
     /// What a shadow would have decided differently; `None` if the plugin has none.
     pub fn differences(&self, plugin: &str) -> Option<Differences> {
         let current = self.current();
-        let entry = current.entries().iter().find(|one| one.plugin.config.name == plugin)?;
-        Some(entry.rollout.as_ref()?.shadow.as_ref()?.differences())
+        Some(current.entry(plugin)?.rollout.as_ref()?.shadow.as_ref()?.differences())
     }
 
     /// Continues with the active version, without the candidate.
@@ -140,8 +133,8 @@ impl Policies {
     /// The active version of a plugin that has a candidate, and the candidate.
     fn with_candidate(&self, plugin: &str) -> Result<(Arc<Plugin>, Arc<Rollout>), PolicyError> {
         let current = self.current();
-        let named = current.entries().iter().find(|one| one.plugin.config.name == plugin);
-        named
+        current
+            .entry(plugin)
             .and_then(|entry| Some((Arc::clone(&entry.plugin), Arc::clone(entry.rollout.as_ref()?))))
             .ok_or_else(|| self.problem(plugin, "has no candidate; give it a `rollout`".to_owned()))
     }
@@ -210,7 +203,7 @@ impl Policies {
         for pick in fallbacks(plugin.failures.then(), &record) {
             let out = OperatorChange {
                 exclusion: Some(Exclusion::Quarantined(why.clone())),
-                ..operator_change(pick.clone(), OverrideCause::Quarantined, &why)
+                ..OperatorChange::of(pick.clone(), Some(OverrideCause::Quarantined), &why)
             };
             match self.apply_operator_changes(BTreeMap::from([(alarm.plugin.clone(), out)])).await {
                 Ok(generation) => {
@@ -260,10 +253,6 @@ pub async fn supervise(policies: Arc<Policies>, shutdown: CancellationToken) {
 
 fn rollout_result(rollout: &Rollout, why: &str) -> RolloutResult {
     RolloutResult { hash: rollout.candidate.module.hash, why: why.to_owned(), at: SystemTime::now() }
-}
-
-fn operator_change(pick: VersionChoice, cause: OverrideCause, why: &str) -> OperatorChange {
-    OperatorChange { pick, cause: Some(cause), why: why.to_owned(), exclusion: None, rollout_result: None }
 }
 
 /// The replacements for a failing version, in order of preference. There are none if the failing
