@@ -13,6 +13,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Extension;
 use axum::extract::{Request, State};
@@ -30,6 +31,7 @@ use crate::http_server::peer::{ClientName, Peer};
 use crate::http_server::refusals::{RefusalReason, Refusals, shown};
 use crate::http_server::response::discard;
 use crate::http_server::token::{Tokens, bearer};
+use crate::telemetry::LogThrottle;
 
 /// The permission that a request needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +65,9 @@ impl Permission {
 #[derive(Clone, Debug)]
 pub(super) struct Caller(pub(super) Option<Arc<str>>);
 
+/// How many denied writes are logged in ten seconds.
+const MOST_DENIALS: u32 = 20;
+
 /// Decides about requests. Clones share state.
 #[derive(Clone)]
 pub(super) struct AccessControl(Arc<AccessInner>);
@@ -74,6 +79,8 @@ struct AccessInner {
     tokens: TokenFiles,
     attempts: TokenAttempts,
     refusals: Refusals,
+    /// Of writes that are denied to valid tokens, which nothing else limits.
+    denials: LogThrottle,
     protect_metrics: bool,
 }
 
@@ -101,10 +108,12 @@ pub(super) async fn authorize(
             let what =
                 || format!("{} {} denied: {}", request.method(), shown(request.uri().path()), denied.why);
             access.0.refusals.count(denied.reason, Some(peer), what);
-            if let Some(token) = &denied.token {
+            if let Some(token) = &denied.token
+                && let Some(held_back) = access.0.denials.admit()
+            {
                 let (method, path) = (request.method(), shown(request.uri().path()));
                 let (certificate, why) = (certificate.as_deref(), &denied.why);
-                info!(from = %peer, certificate, %token, %method, %path, status = 403, outcome = why, "audit: denied");
+                info!(from = %peer, certificate, %token, %method, %path, status = 403, outcome = why, held_back, "audit: denied");
             }
             discard(request.into_body()).await;
             denied.into_response()
@@ -125,6 +134,7 @@ impl AccessControl {
             tokens: TokenFiles { write: config.token_file.clone(), read: config.read_token_file.clone() },
             attempts: TokenAttempts::new(),
             refusals,
+            denials: LogThrottle::new(MOST_DENIALS, Duration::from_secs(10)),
             protect_metrics: config.protect_metrics,
         }))
     }

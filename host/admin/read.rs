@@ -252,8 +252,12 @@ const MOST_NAMES: usize = 20;
 fn unknown(gateway: &Handle, name: &str) -> Response {
     let status = gateway.policies().status();
     let names = status.plugins.iter().take(MOST_NAMES).map(|plugin| format!("`{}`", plugin.name));
-    let known = names.collect::<Vec<_>>().join(", ");
-    let known = if known.is_empty() { "no plugin is active" } else { &format!("active: {known}") };
+    let names = names.collect::<Vec<_>>().join(", ");
+    let known = match status.plugins.len() {
+        0 => "no plugin is active".to_owned(),
+        ..=MOST_NAMES => format!("active: {names}"),
+        all => format!("{all} are active, such as {names}; GET /v1/plugins lists all"),
+    };
     error_response(StatusCode::NOT_FOUND, &format!("plugin `{name}` not found; {known}"))
 }
 

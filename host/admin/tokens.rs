@@ -16,7 +16,7 @@ use std::sync::Arc;
 use crate::blocking::{EndedEarly, run_blocking};
 use crate::config::admin::Config;
 use crate::files::{self, ReadError};
-use crate::http_server::token::{SHORTEST, TokenDigest, Tokens};
+use crate::http_server::token::{SHORTEST, TokenDigest, Tokens, syntax_problem};
 use crate::mistake::Mistake;
 
 /// What a token permits. Each role includes reading.
@@ -192,17 +192,17 @@ impl TokenSource {
     /// The tokens in a text: one with all roles, or a table of them.
     fn tokens(self, text: &str, place: &str) -> Result<Vec<NamedToken>, TokenError> {
         if !text.contains("[[token]]") {
-            if text.trim().contains(char::is_whitespace) {
+            if place != self.variable && text.trim().contains(char::is_whitespace) {
                 let why = "one token is one word without spaces; several are `[[token]]` tables".to_owned();
                 return Err(TokenError::Syntax { place: place.to_owned(), why });
             }
             let (name, token) = (String::new(), text.to_owned());
             return Ok(vec![NamedToken { name, token, roles: self.roles.to_vec() }]);
         }
-        // The error's own text would quote the line, which may contain a token.
-        let why = |error: toml::de::Error| error.message().replace('\n', ", ");
-        let table: TokenTable = toml::from_str(text)
-            .map_err(|error| TokenError::Syntax { place: place.to_owned(), why: why(error) })?;
+        let table: TokenTable = toml::from_str(text).map_err(|error| TokenError::Syntax {
+            place: place.to_owned(),
+            why: syntax_problem(text, &error),
+        })?;
         Ok(table.token)
     }
 
@@ -267,11 +267,12 @@ mod tests {
                 "unknown variant",
             ),
             ("[[token]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\n", "missing field `roles`"),
+            ("[[token]]\nname = \"a\"\ntoken = 123456789\nroles = []\n", "line 3: expected a string"),
             ("[[tokens]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\n", "one word without spaces"),
         ] {
             write(text);
             let error = tokens.current().await.unwrap_err().to_string();
-            assert!(error.contains(why) && !error.contains("0123456789abcdef"), "{text}: {error}");
+            assert!(error.contains(why) && !error.contains("123456789"), "{text}: {error}");
         }
         // The file for readers cannot permit more.
         write("[[token]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\nroles = [\"operate\"]\n");

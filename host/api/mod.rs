@@ -67,7 +67,7 @@ impl Api {
     ) -> anyhow::Result<Option<Self>> {
         let Some(listen) = &config.listen else { return Ok(None) };
         let certificate = Certificate::load_with_http2("[api.tls]", &config.tls, expiry).await?;
-        let tokens = TokenFile::load(config.token_file.clone())?;
+        let tokens = TokenFile::load(config.token_file.clone()).await?;
         let listener = listener::bind("[api] listen", listen).await?;
         let address = listener.local_addr()?;
         info!(%address, tls = certificate.is_some(), "api is listening");
@@ -100,7 +100,7 @@ impl Api {
 /// Why the tokens cannot be used, if any are configured. Reads their file.
 pub fn token_problem(config: &Config) -> Option<Mistake> {
     config.listen.as_ref()?;
-    TokenFile::load(config.token_file.clone()).err().map(|why| Mistake::about("api.token_file", why))
+    TokenFile::load_now(config.token_file.clone()).err().map(|why| Mistake::about("api.token_file", why))
 }
 
 /// Looks at certificate and tokens also while nobody connects: readiness warns while they cannot be used.

@@ -20,7 +20,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::http_server::token::{SHORTEST, TokenDigest, Tokens};
+use crate::blocking::run_blocking;
+use crate::http_server::token::{SHORTEST, TokenDigest, Tokens, syntax_problem};
 use crate::reloaded::{ReloadError, Reloaded, SourceFile};
 
 /// What a client may do.
@@ -38,9 +39,8 @@ pub(super) struct Grant {
 /// What is wrong with the file.
 #[derive(Debug, thiserror::Error)]
 enum InvalidTokens {
-    /// Without the error's own text, which would quote the line and with it a token.
-    #[error("{}", _0.message())]
-    Syntax(#[from] toml::de::Error),
+    #[error("{0}")]
+    Syntax(String),
     #[error("it has no [[token]]")]
     Empty,
     #[error("token `{0}` has fewer than {SHORTEST} characters")]
@@ -94,7 +94,8 @@ impl Grant {
 
 impl Tokens<Grant> {
     fn parse(text: &str) -> Result<Self, InvalidTokens> {
-        let content: FileContent = toml::from_str(text)?;
+        let content: FileContent =
+            toml::from_str(text).map_err(|error| InvalidTokens::Syntax(syntax_problem(text, &error)))?;
         if content.token.is_empty() {
             return Err(InvalidTokens::Empty);
         }
@@ -114,11 +115,19 @@ impl Tokens<Grant> {
 }
 
 impl TokenFile {
-    /// Reads the file. Blocks.
+    /// Reads the file.
     ///
     /// # Errors
     /// If it cannot be used.
-    pub(super) fn load(file: Option<PathBuf>) -> Result<Self, ReloadError> {
+    pub(super) async fn load(file: Option<PathBuf>) -> Result<Self, ReloadError> {
+        run_blocking("reading the tokens", move || Self::load_now(file)).await?
+    }
+
+    /// As [`TokenFile::load`], for a command: blocks while it reads.
+    ///
+    /// # Errors
+    /// As [`TokenFile::load`].
+    pub(super) fn load_now(file: Option<PathBuf>) -> Result<Self, ReloadError> {
         let Some(path) = file else { return Ok(Self(None)) };
         let parse = |contents: &[String]| Ok(Arc::new(Tokens::parse(&contents.concat())?));
         let files = vec![SourceFile { path, is_secret: true }];

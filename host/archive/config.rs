@@ -126,7 +126,7 @@ impl Config {
     /// Valid values that are probably not intended.
     pub fn warnings(&self) -> Vec<Mistake> {
         let Ok(options) = self.connect_options() else { return Vec::new() };
-        let host = options.get_host();
+        let host = options.get_host().trim_matches(['[', ']']);
         let is_here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
         let is_chosen = !matches!(options.get_ssl_mode(), MySqlSslMode::Preferred);
         if is_here || is_chosen || options.get_socket().is_some() {
@@ -166,6 +166,7 @@ mod tests {
         for (url, warned) in [
             ("mysql://ann:x@db/halley", true),
             ("mysql://ann:x@127.0.0.1/halley", false),
+            ("mysql://ann:x@[::1]/halley", false),
             ("mysql://ann:x@db/halley?ssl-mode=REQUIRED", false),
             ("mysql://ann:x@db/halley?ssl-mode=DISABLED", false),
         ] {

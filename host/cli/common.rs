@@ -10,7 +10,6 @@ use anyhow::Context as _;
 
 use crate::config::Config;
 use crate::files;
-use crate::reloaded::ReloadError;
 
 /// The command succeeded.
 pub const EXIT_SUCCESS: u8 = 0;
@@ -45,10 +44,7 @@ pub(super) fn usage<T>(mistake: &str) -> anyhow::Result<T> {
 
 /// The exit code of a command that failed with this error.
 pub(super) fn code_of(error: &anyhow::Error) -> u8 {
-    // What a file of the configuration says is one as well; that it is missing may be mended meanwhile.
-    let is_mistake =
-        error.is::<UsageError>() || matches!(error.downcast_ref(), Some(ReloadError::Invalid { .. }));
-    if is_mistake { EXIT_USAGE } else { EXIT_FAILURE }
+    if error.is::<UsageError>() { EXIT_USAGE } else { EXIT_FAILURE }
 }
 
 /// An error and its causes. Texts of librdkafka's errors contain those of their causes already.

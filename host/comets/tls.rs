@@ -129,6 +129,11 @@ impl TlsClient {
         }
     }
 
+    /// Looks at the files, if that is due: connections may live long, and only new ones look.
+    pub(super) async fn look(&self) {
+        drop(self.connector.current().await);
+    }
+
     /// Why the files cannot be used as they are now, or why comets refuse the certificate or soon will.
     pub(super) fn problem(&self) -> Option<String> {
         self.connector.problem().or_else(|| {

@@ -113,33 +113,31 @@ impl Config {
                 ));
             }
         }
-        if self.protect_metrics && !self.has_tokens() {
-            problems.push(mistake!(
-                "admin.protect_metrics",
-                "needs a token: set `admin.read_token_file`, `admin.token_file`, or a variable such as HALLEY_ADMIN_READ_TOKEN"
-            ));
-        }
         problems.extend(listener_problems("admin", &self.allowed_hosts, self.max_connections));
         problems.extend(self.tls.validate("admin.tls"));
         problems
     }
 
-    fn has_tokens(&self) -> bool {
-        self.token_file.is_some()
-            || self.read_token_file.is_some()
-            || TOKEN_VARIABLES.iter().any(|(variable, _)| std::env::var_os(variable).is_some())
-    }
-
     /// Valid values that are probably not intended.
     pub fn warnings(&self) -> Vec<Mistake> {
+        let has_tokens = self.token_file.is_some()
+            || self.read_token_file.is_some()
+            || TOKEN_VARIABLES.iter().any(|(variable, _)| std::env::var_os(variable).is_some());
         let is_reached = host_of(&self.listen).is_some_and(|host| !is_loopback(host));
-        if !is_reached || !self.has_tokens() || self.tls.is_enabled() {
-            return Vec::new();
+        let mut warnings = Vec::new();
+        if self.protect_metrics && !has_tokens {
+            warnings.push(mistake!(
+                "admin.protect_metrics",
+                "protects nothing on loopback and refuses everybody elsewhere: there is no token; set `admin.read_token_file`, or HALLEY_ADMIN_READ_TOKEN"
+            ));
         }
-        vec![mistake!(
-            "admin.listen",
-            "is reached by other machines without TLS: tokens travel in the clear, and anyone who reads one can use it; set `admin.tls.certificate` and `admin.tls.key`, or let a mesh encrypt"
-        )]
+        if is_reached && has_tokens && !self.tls.is_enabled() {
+            warnings.push(mistake!(
+                "admin.listen",
+                "is reached by other machines without TLS: tokens travel in the clear, and anyone who reads one can use it; set `admin.tls.certificate` and `admin.tls.key`, or let a mesh encrypt"
+            ));
+        }
+        warnings
     }
 
     /// Resolves relative paths against this directory.

@@ -136,10 +136,8 @@ impl ConfigSource {
     /// # Errors
     /// The syntax error.
     fn read_text(&mut self, text: &str) -> Result<(), ConfigError> {
-        let read = DeTable::parse(text).and_then(|parsed| {
-            self.origins.add_lines(text, parsed.get_ref());
-            Table::deserialize(Deserializer::from(parsed))
-        });
+        self.origins.set_text(text);
+        let read = DeTable::parse(text).and_then(|parsed| Table::deserialize(Deserializer::from(parsed)));
         self.table = read.map_err(|error| self.syntax(text, &error))?;
         Ok(())
     }
@@ -162,7 +160,7 @@ impl ConfigSource {
         let mut misspelled_variable = Vec::new();
         for (variable, raw) in environment {
             if let Some((_, key)) = TOKEN_VARIABLES.iter().find(|(name, _)| *name == variable) {
-                self.origins.add_variable(vec!["admin".to_owned(), (*key).to_owned()], variable);
+                self.origins.add_token(vec!["admin".to_owned(), (*key).to_owned()], variable);
                 continue;
             }
             let Some(rest) = variable.strip_prefix(ENVIRONMENT_PREFIX) else {

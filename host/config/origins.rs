@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -9,28 +10,48 @@ use toml::de::{DeTable, DeValue};
 use crate::config::mistake::ConfigError;
 
 /// The origins of all values that are not defaults, by their keys.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Origins {
     /// The name of the configuration: its file, if any.
     name: String,
-    lines: BTreeMap<Vec<String>, usize>,
+    text: String,
+    /// The lines of all keys, tables and elements of lists in the text, as soon as one is asked for: most
+    /// configurations have no mistake, and lists may be long.
+    lines: OnceLock<BTreeMap<Vec<String>, usize>>,
     variables: BTreeMap<Vec<String>, String>,
+    /// Variables that have a token themselves, by the keys that name its file.
+    tokens: BTreeMap<Vec<String>, String>,
 }
 
 impl Origins {
     /// Of an empty configuration with this file.
     pub(super) fn new(file: Option<&Path>) -> Self {
         let name = file.map_or_else(|| "configuration".to_owned(), |file| file.display().to_string());
-        Self { name, lines: BTreeMap::new(), variables: BTreeMap::new() }
+        Self { name, ..Self::default() }
     }
 
-    /// Adds the lines of all keys, tables and elements of lists in this text.
-    pub(super) fn add_lines(&mut self, text: &str, table: &DeTable<'_>) {
-        let ends: Vec<usize> = text.match_indices('\n').map(|(at, _)| at).collect();
-        let line = |offset: usize| ends.partition_point(|end| *end < offset) + 1;
-        walk_table(&mut Vec::new(), table, &mut |path, offset| {
-            self.lines.insert(path.to_vec(), line(offset));
-        });
+    /// The file has this text.
+    pub(super) fn set_text(&mut self, text: &str) {
+        text.clone_into(&mut self.text);
+    }
+
+    fn lines(&self) -> &BTreeMap<Vec<String>, usize> {
+        self.lines.get_or_init(|| {
+            let ends: Vec<usize> = self.text.match_indices('\n').map(|(at, _)| at).collect();
+            let line = |offset: usize| ends.partition_point(|end| *end < offset) + 1;
+            let mut lines = BTreeMap::new();
+            if let Ok(table) = DeTable::parse(&self.text) {
+                walk_table(&mut Vec::new(), table.get_ref(), &mut |path, offset| {
+                    lines.insert(path.to_vec(), line(offset));
+                });
+            }
+            lines
+        })
+    }
+
+    /// Adds a variable that has the token which this key names a file of.
+    pub(super) fn add_token(&mut self, path: Vec<String>, variable: String) {
+        self.tokens.insert(path, variable);
     }
 
     /// Adds a variable that sets the value at this path.
@@ -48,7 +69,10 @@ impl Origins {
     pub(super) fn locate(&self, keys: &[Vec<String>], text: String) -> ConfigError {
         let around =
             keys.first().into_iter().flat_map(|key| (0..key.len()).rev().map(|length| &key[..length]));
-        let place = keys.iter().map(Vec::as_slice).chain(around).find_map(|key| self.find(key));
+        let token = keys.iter().find_map(|key| self.tokens.get(key));
+        let token = token.map(|variable| (format!("environment variable {variable}"), None));
+        let find = || keys.iter().map(Vec::as_slice).chain(around).find_map(|key| self.find(key));
+        let place = token.or_else(find);
         let (place, line) = place.unwrap_or_else(|| (self.name.clone(), None));
         ConfigError { place, line, key: keys.first().cloned().unwrap_or_default(), text }
     }
@@ -69,7 +93,7 @@ impl Origins {
         if let Some(variable) = variable {
             return Some((format!("environment variable {variable}"), None));
         }
-        let line = *self.lines.get(path)?;
+        let line = *self.lines().get(path)?;
         Some((format!("{}:{line}", self.name), Some(line)))
     }
 }

@@ -40,6 +40,19 @@ impl<G: Clone> Tokens<G> {
     }
 }
 
+/// What is wrong with a file of tokens, and in which line; without values, which may be tokens.
+pub(crate) fn syntax_problem(text: &str, error: &toml::de::Error) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let line = before.matches('\n').count() + 1;
+    let message = error.message().replace('\n', ", ");
+    match message.split_once(", expected ") {
+        Some((wrong, expected)) if wrong.starts_with("invalid") => {
+            format!("line {line}: expected {expected}")
+        }
+        _ => format!("line {line}: {message}"),
+    }
+}
+
 /// The token of a request, if it carries exactly one.
 pub(crate) fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     let mut given = headers.get_all(header::AUTHORIZATION).iter();

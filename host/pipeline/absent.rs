@@ -251,12 +251,12 @@ impl DeliveryTask {
         notify: &[(&AbsentRecipient, String)],
         pending_outputs: &PendingOutputs,
     ) -> Result<StoreResult, Cancelled> {
-        let writes = notify.iter().map(|(absent, channel)| async move {
+        // By index: a future that holds a closure which takes references counts as not `Send`.
+        let writes = stream::iter(0..notify.len()).map(|at| async move {
+            let (absent, channel) = &notify[at];
             (*absent, self.notify_one(message, absent, channel, pending_outputs).await)
         });
-        // Collected: a future that holds a closure over references counts as not `Send`.
-        let mut written =
-            stream::iter(writes.collect::<Vec<_>>()).buffer_unordered(MAX_NOTIFICATIONS_IN_FLIGHT);
+        let mut written = writes.buffer_unordered(MAX_NOTIFICATIONS_IN_FLIGHT);
         let mut outcomes = StoreResult::default();
         while let Some((absent, refusal)) = written.next().await {
             if let Some(why) = refusal? {

@@ -43,6 +43,9 @@ enum PrepareError {
     /// Its file cannot be had, or may not decide.
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
+    /// The same of its candidate.
+    #[error("{0}")]
+    Candidate(ArtifactError),
     /// It does not compile, or does not start.
     #[error(transparent)]
     Entry(#[from] EntryError),
@@ -53,12 +56,13 @@ enum PrepareError {
 impl PrepareError {
     fn kind(&self) -> ProblemKind {
         match self {
-            Self::Artifact(why) if why.is_transient() => ProblemKind::Transient,
+            Self::Artifact(why) | Self::Candidate(why) if why.is_transient() => ProblemKind::Transient,
             Self::Entry(EntryError::Start(failure)) if failure.refused_configuration => {
                 ProblemKind::Configuration
             }
             Self::Entry(EntryError::Settings(SettingsProblem::Violated(_))) => ProblemKind::Settings,
             Self::Artifact(_)
+            | Self::Candidate(_)
             | Self::Entry(
                 EntryError::Compile(CompileError::Invalid(_))
                 | EntryError::Settings(SettingsProblem::Unknown(DescribeError::Schema(_))),
@@ -79,6 +83,7 @@ impl PrepareError {
             Self::Artifact(_) | Self::Entry(EntryError::Compile(_)) | Self::Panicked => {
                 vec![problem(vec!["path".to_owned()], self.to_string())]
             }
+            Self::Candidate(_) => vec![problem(vec!["rollout".to_owned()], self.to_string())],
             Self::Entry(_) => vec![problem(Vec::new(), self.to_string())],
         }
     }
@@ -119,7 +124,8 @@ pub(super) fn prepare(
         if mistakes.is_empty() {
             let refused = prepare_one(prepare_context, one, active, &mut prepared).err();
             mistakes.extend(refused.into_iter().flat_map(|why| why.problems(config)));
-        } else {
+        } else if !is_double {
+            // A duplicate would run under the name of the earlier plugin, with its state.
             mistakes.extend(further_problems(prepare_context, one));
         }
         // The name of a duplicate belongs to the earlier plugin.
@@ -260,7 +266,8 @@ fn prepare_one(
     };
     let change = decide(loader, versions, &wanted.config, operator_change)?;
     if let Some((_, Artifact { bytes, .. })) = &change.to {
-        let candidate = candidate(loader, versions, &wanted.config, &change)?;
+        let candidate =
+            candidate(loader, versions, &wanted.config, &change).map_err(PrepareError::Candidate)?;
         let known: Vec<Arc<SetEntry>> = active.iter().chain(&prepared.entries).map(Arc::clone).collect();
         // The file is untrusted and goes through compilers here; a panic in one of them must not end
         // the process.

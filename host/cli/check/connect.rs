@@ -154,5 +154,8 @@ async fn is_gateway(listen: &str, tls: &tls::ListenerConfig, field: &str) -> boo
         let answer = answer.get(format!("http://{listen}/readyz")).send().await?;
         answer.json::<serde_json::Value>().await
     };
-    asked.await.is_ok_and(|answer| answer.get(field).is_some())
+    // Other services may have fields of these names, with objects in them.
+    asked
+        .await
+        .is_ok_and(|answer| answer.get(field).is_some_and(|found| found.is_boolean() || found.is_string()))
 }

@@ -109,9 +109,13 @@ fn mistake_of(config: &Config, problem: PluginProblem) -> Mistake {
     let text = problem.to_string();
     let is_it = |plugin: &PluginConfig| plugin.name == problem.plugin && plugin.path == problem.path;
     match config.plugin.iter().rposition(is_it) {
-        // What is not about a key of its own may follow from anything that is configured for it.
         Some(at) => {
-            problem.key.iter().fold(Mistake::about("plugin", text).at(at), Mistake::at).and("policies")
+            let mistake = problem.key.iter().fold(Mistake::about("plugin", text).at(at), Mistake::at);
+            // What is not about a key of its own may follow from anything that is configured for it.
+            match problem.key.first().map(String::as_str) {
+                None | Some("path" | "rollout") => mistake.and("policies"),
+                Some(_) => mistake,
+            }
         }
         None => Mistake::about("policies.directory", text),
     }

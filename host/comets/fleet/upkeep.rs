@@ -73,6 +73,7 @@ impl Fleet {
             tokio::time::sleep(every).await;
             let Some(fleet) = fleet.upgrade() else { return };
             fleet.evict_idle();
+            fleet.tls.look().await;
         }
     }
 

@@ -203,7 +203,6 @@ async fn the_rescan_finds_changes_without_events() {
     let watched = WatchedPolicies::start(Duration::from_millis(200)).await;
     let elsewhere = tempfile::tempdir().unwrap();
     replace_directory(watched.folder.path(), elsewhere.path());
-    write_variant(&watched.path("p.wasm"), 1);
     watched.reaches(2).await;
     // Away and back in one step each: an empty directory would be a set without plugins.
     std::fs::rename(watched.folder.path(), elsewhere.path().join("away")).unwrap();
@@ -278,6 +277,10 @@ async fn until(is_so: impl Fn() -> bool) {
 
 /// Replaces the directory by a new one: the old one's watch is lost.
 fn replace_directory(directory: &Path, elsewhere: &Path) {
+    let aside = elsewhere.join("new");
+    std::fs::create_dir(&aside).unwrap();
+    write_variant(&aside.join("p.wasm"), 1);
+    // Two steps: between them the directory cannot be read, which changes nothing.
     std::fs::rename(directory, elsewhere.join("moved")).unwrap();
-    std::fs::create_dir(directory).unwrap();
+    std::fs::rename(aside, directory).unwrap();
 }

@@ -7,19 +7,18 @@ use std::path::Path;
 use wit_component::{ComponentEncoder, DecodedWasm};
 
 const FILTER: &[&str] = &["filter", "filter-columns"];
-const DESCRIBED_FILTER: &[&str] = &["filter", "filter-columns", "settings"];
 const GROUPING: &[&str] = &["grouping", "grouping-columns"];
 
-/// The bundled policies, the cookbook's, and their hooks.
+/// The bundled policies, the cookbook's, and their hooks. All describe their settings.
 const BUNDLED: [(&str, &[&str]); 12] = [
     ("ab_routing", FILTER),
     ("calm_rooms", FILTER),
-    ("comet_drain", &["grouping", "grouping-columns", "settings"]),
-    ("duplicate_guard", DESCRIBED_FILTER),
+    ("comet_drain", GROUPING),
+    ("duplicate_guard", FILTER),
     ("keep_important", &["retention"]),
-    ("keyword_filter", DESCRIBED_FILTER),
+    ("keyword_filter", FILTER),
     ("mask_words", FILTER),
-    ("offline_rules", &["offline", "settings"]),
+    ("offline_rules", &["offline"]),
     ("quiet_hours", &["offline"]),
     ("regional_rooms", FILTER),
     ("retire_comet", GROUPING),
@@ -37,7 +36,8 @@ fn a_policy_exports_the_hooks_that_it_names_and_no_others() {
         };
         let (imports, exports) = interfaces(&module);
         let interface = |name: &&str| format!("halley:policy/{name}@0.1.3");
-        let expected: BTreeSet<String> = ["lifecycle"].iter().chain(hooks).map(interface).collect();
+        let expected: BTreeSet<String> =
+            ["lifecycle", "settings"].iter().chain(hooks).map(interface).collect();
         assert_eq!(exports, expected, "exports of {name}");
         let known = ["host", "types"].map(|name| interface(&name));
         assert!(imports.iter().all(|import| known.contains(import)), "{name} imports {imports:?}");

@@ -8,10 +8,10 @@ use halley_plugin::prelude::*;
 #[serde(deny_unknown_fields)]
 struct Config {
     /// When the quiet hours begin, such as `22:00`.
-    #[cfg_attr(test, schemars(regex(pattern = r"^[0-2]?[0-9]:[0-5][0-9]$")))]
+    #[cfg_attr(test, schemars(regex(pattern = r"^([01]?[0-9]|2[0-3]):[0-5]?[0-9]$")))]
     from: String,
     /// When they end; may be on the next day.
-    #[cfg_attr(test, schemars(regex(pattern = r"^[0-2]?[0-9]:[0-5][0-9]$")))]
+    #[cfg_attr(test, schemars(regex(pattern = r"^([01]?[0-9]|2[0-3]):[0-5]?[0-9]$")))]
     to: String,
     /// The users' offset from UTC in minutes: 480 for China.
     #[cfg_attr(test, schemars(range(min = -840, max = 840)))]
