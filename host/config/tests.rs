@@ -111,7 +111,8 @@ fn every_mistake_is_named_with_its_place() {
     assert_eq!(sorted, expected, "{mistakes:#?}");
     let about = |place: &str| mistakes.iter().find(|(at, _)| at == place).expect("named").1.clone();
     assert!(
-        about("halley.toml:2").starts_with("`kafka.brokerz`: unknown key; the keys are `brokers`, "),
+        about("halley.toml:2")
+            .starts_with("`kafka.brokerz`: unknown key; did you mean `brokers`? the keys are `brokers`, "),
         "{mistakes:#?}"
     );
     assert!(about("halley.toml:11").contains("explode"), "{mistakes:#?}");

@@ -6,7 +6,9 @@ pub(super) fn in_toml_words(message: &str) -> String {
     match message.rsplit_once("expected ") {
         Some(("", wanted)) => format!(": expected {}", expected(wanted)),
         Some((found, keys)) if found.starts_with("unknown field") => {
-            format!(": unknown key; the keys are {}", keys.trim_start_matches("one of "))
+            let keys = keys.trim_start_matches("one of ");
+            let meant = similar(found, keys).map(|key| format!("did you mean `{key}`? "));
+            format!(": unknown key; {}the keys are {keys}", meant.unwrap_or_default())
         }
         Some((found, wanted)) => match value(found) {
             Some(found) => format!(" is {found}; expected {}", expected(wanted)),
@@ -14,6 +16,14 @@ pub(super) fn in_toml_words(message: &str) -> String {
         },
         None => format!(": {message}"),
     }
+}
+
+/// The key that may be meant by an unknown one: both stand between backquotes.
+fn similar<'k>(found: &str, keys: &'k str) -> Option<&'k str> {
+    let unknown = found.split('`').nth(1)?;
+    let likeness = |key: &&str| strsim::jaro_winkler(unknown, key);
+    let nearest = keys.split('`').skip(1).step_by(2).max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
+    (likeness(&nearest) > 0.8).then_some(nearest)
 }
 
 /// The value that was found, by the beginning of a message: "invalid type: integer `5`, ".
@@ -66,6 +76,10 @@ mod tests {
             ("invalid type: map, expected a boolean", " is a table; expected true or false"),
             ("unknown variant `x`, expected one of `a`, `b`", " is `x`; expected one of `a`, `b`"),
             ("unknown field `x`, expected one of `a`, `b`", ": unknown key; the keys are `a`, `b`"),
+            (
+                "unknown field `brokerz`, expected one of `group`, `brokers`",
+                ": unknown key; did you mean `brokers`? the keys are `group`, `brokers`",
+            ),
             ("unknown field `x`, expected `a` or `b`", ": unknown key; the keys are `a` or `b`"),
             ("expected a duration", ": expected a duration, such as \"50ms\" or \"2h\""),
             ("`x` is not a share", ": `x` is not a share"),

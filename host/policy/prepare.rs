@@ -124,8 +124,8 @@ pub(super) fn prepare(
         if mistakes.is_empty() {
             let refused = prepare_one(prepare_context, one, active, &mut prepared).err();
             mistakes.extend(refused.into_iter().flat_map(|why| why.problems(config)));
-        } else if !is_double {
-            // A duplicate would run under the name of the earlier plugin, with its state.
+        } else if !is_double || (active.is_empty() && !config.found) {
+            // A duplicate would run under the name of the active plugin, with its state.
             mistakes.extend(further_problems(prepare_context, one));
         }
         // The name of a duplicate belongs to the earlier plugin.
