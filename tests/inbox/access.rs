@@ -10,7 +10,7 @@ use crate::support::certificates::{Certificate, EXPIRED, LONG, VALID};
 use crate::support::gateway::quoted;
 use crate::support::http::{Answer, send};
 use crate::support::redis::Redis;
-use crate::support::{PATIENCE, eventually, folder, secret};
+use crate::support::{PATIENCE, eventually, eventually_eq, folder, secret};
 
 const TOKENS: &str = r#"
     [[token]]
@@ -196,5 +196,7 @@ async fn the_api_can_require_certificates_of_its_clients() {
     for refused in [None, Some(&clients.issue("comet", EXPIRED)), Some(&stranger)] {
         assert_eq!(get(refused, token).await, None, "refused in the handshake");
     }
-    assert_eq!(gateway.metric(r#"halley_api_refused_total{reason="tls"}"#).await, Some(3.0));
+    // Counted when the client has had time to read why.
+    let refused = r#"halley_api_refused_total{reason="tls"}"#;
+    eventually_eq(refused, Some(3.0), async || gateway.metric(refused).await).await;
 }
