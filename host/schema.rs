@@ -68,7 +68,12 @@ impl Duration {
         time: &std::time::Duration,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
-        humantime_serde::serialize(time, serializer)
+        const DAY: u64 = 24 * 3600;
+        // humantime would show 90 days as `2months 29days 2h 52m 48s`.
+        match (time.as_secs() / DAY, time.as_secs() % DAY, time.subsec_nanos()) {
+            (days @ 2.., 0, 0) => serializer.serialize_str(&format!("{days}days")),
+            _ => humantime_serde::serialize(time, serializer),
+        }
     }
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(

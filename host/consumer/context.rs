@@ -262,7 +262,7 @@ impl Context {
             warn!(partitions = %names_of(&gone), "partitions lost: their topic was deleted; what was read of it is finished as far as it had begun");
         }
         if !rest.is_empty() {
-            warn!(partitions = %names_of(&rest), "partitions lost: the group has given them to others, as this member was silent for longer than the session timeout or its topics changed; what was in flight is delivered again");
+            warn!(partitions = %names_of(&rest), "partitions lost: the session has expired without an answer between this member and the group, or the topics have changed; others may have them now, and what was in flight is delivered again");
         }
     }
 

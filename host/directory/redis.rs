@@ -89,7 +89,7 @@ impl RedisDirectory {
         let mut known = self.known.lock();
         let news = known.as_ref().is_none_or(|(_, before)| *before != room_query);
         if news {
-            tracing::info!("reading rooms in Redis at {} with {room_query}", self.client.endpoint());
+            tracing::info!("redis at {}: {room_query}", self.client.endpoint());
         }
         *known = Some((self.client.scan_epoch(), room_query));
     }

@@ -243,6 +243,8 @@ async fn let_read(stream: &mut TcpStream) {
 enum HandshakeError {
     #[error("the client's certificate is refused: {why}; check `{section} client_ca`")]
     Certificate { section: &'static str, why: &'static str },
+    #[error("the client shows no certificate; `{section} client_ca` requires one")]
+    NoCertificate { section: &'static str },
     #[error("TLS handshake failed: {why}; `{section}` requires TLS")]
     Other { section: &'static str, why: String },
 }
@@ -256,6 +258,9 @@ impl HandshakeError {
         // The reason alone: the rest of OpenSSL's text is for its own developers.
         let reasons = error.ssl_error().map(|stack| stack.errors().iter().filter_map(|error| error.reason()));
         let why = reasons.and_then(|mut reasons| reasons.next()).map(str::to_owned);
-        Self::Other { section, why: why.unwrap_or_else(|| error.to_string()) }
+        match why {
+            Some(why) if why == "peer did not return a certificate" => Self::NoCertificate { section },
+            why => Self::Other { section, why: why.unwrap_or_else(|| error.to_string()) },
+        }
     }
 }

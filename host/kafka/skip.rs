@@ -123,7 +123,7 @@ fn refuse_members(consumer: &BaseConsumer, group: &str) -> anyhow::Result<()> {
     let members: usize = groups.groups().iter().map(|group| group.members().len()).sum();
     anyhow::ensure!(
         members == 0,
-        "the group `{group}` has {members} members: stop the gateways first, or wait until the session of a crashed one has expired"
+        "the group `{group}` has members ({members}): stop the gateways first, or wait until the session of a crashed one has expired"
     );
     Ok(())
 }

@@ -220,7 +220,7 @@ async fn bench(args: &Args, config: &Config) -> anyhow::Result<u8> {
     };
     let work = async {
         registrations.join(&residents).await.context(
-            "cannot register users in Redis, as comets do: its user must be allowed to write `room:*`, `connection:*` and `user:*`",
+            "cannot register users in Redis, as comets do: its user must be allowed to write `room:connections:*`, `connection:info:*` and `user:online:*`",
         )?;
         measure(args, &sender, &registrations, &guests).await
     };
