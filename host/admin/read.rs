@@ -255,7 +255,7 @@ fn unknown(gateway: &Handle, name: &str) -> Response {
     let names = names.collect::<Vec<_>>().join(", ");
     let known = match status.plugins.len() {
         0 => "no plugin is active".to_owned(),
-        ..=MOST_NAMES => format!("active: {names}"),
+        1..=MOST_NAMES => format!("active: {names}"),
         all => format!("{all} are active, such as {names}; GET /v1/plugins lists all"),
     };
     error_response(StatusCode::NOT_FOUND, &format!("plugin `{name}` not found; {known}"))
