@@ -118,7 +118,7 @@ async fn only_certified_clients_pass_and_still_need_a_token() {
     };
     eventually_eq("refused handshakes", Some("6".to_owned()), refused).await;
     let log = format!("{gateway:?}");
-    assert!(log.contains("`[admin.tls]` requires TLS"), "{log}");
+    assert!(log.contains("the client shows no certificate; `[admin.tls] client_ca` requires one"), "{log}");
 
     // Health checks of this machine take the Unix socket, which needs no certificate.
     let file = gateway.file().display().to_string();
