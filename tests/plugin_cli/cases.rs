@@ -106,7 +106,7 @@ expect = "pass"
 [[case]]
 name = "none at all is refused"
 config = { messages = 0, minutes = 10, spare = [] }
-refused = "give at least 1"
+refused = "must be at least 1"
 "#,
     );
     let tested = cli.plugin(&["test", &quota, "--cases", "cases.toml"]);
