@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_openssl::SslStream;
 
-use crate::support::certificates::{Certificate, EXPIRED, VALID};
+use crate::support::certificates::{Certificate, EXPIRED, LONG, VALID};
 use crate::support::comet::{Dialect, FakeComet, Serves};
 use crate::support::gateway::{Gateway, RunningGateway, gateway, quoted};
 use crate::support::kafka::kafka;
@@ -157,6 +157,27 @@ async fn each_side_verifies_the_other_for_calls() {
 #[tokio::test]
 async fn each_side_verifies_the_other_for_streams() {
     both_ways(Serves::Streams, "tls-streams").await;
+}
+
+/// A renewal is noticed while connections live, which never look at the files again.
+#[tokio::test]
+async fn a_certificate_that_expires_soon_is_a_warning_until_it_is_renewed() {
+    let world = World::new("tls-expiry", Serves::Calls).await;
+    let clients = Certificate::authority("gateways");
+    clients.issue("gateway", (-1, 20)).write(world.files.path(), "own");
+    let proxy = in_front_of(&world.comet, &world.authority.issue(COMET, VALID), Some(&clients)).await;
+    let settings = world.settings(&format!("https://{}", proxy.address));
+    let settings = settings.set("comets.tls", "certificate", world.path("own.pem"));
+    let gateway = settings.set("comets.tls", "key", world.path("own.key")).start().await;
+    world.say("hello").await;
+    world.wait_for("hello").await;
+    let warnings = async || gateway.get("/readyz").await.json()["warnings"].to_string();
+    let is_told =
+        async || warnings().await.contains("the certificate of `[comets.tls]`: expires at").then_some(());
+    eventually("a warning of the end", PATIENCE, is_told).await;
+    clients.issue("gateway", LONG).write(world.files.path(), "own");
+    let is_clear = async || (!warnings().await.contains("[comets.tls]")).then_some(());
+    eventually("no warning", PATIENCE, is_clear).await;
 }
 
 #[tokio::test]

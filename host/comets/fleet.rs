@@ -115,6 +115,7 @@ impl Fleet {
         fleet.set_nodes(&nodes);
         fleet.spawn_background(Self::run_discovery(Arc::downgrade(&fleet), nodes, discovery, resolved));
         fleet.spawn_background(Self::run_sharing(Arc::downgrade(&fleet)));
+        fleet.spawn_background(Self::run_tls_watch(Arc::downgrade(&fleet)));
         let every = (fleet.config.idle_timeout / 8).clamp(Duration::from_millis(10), Duration::from_secs(30));
         fleet.spawn_background(Self::run_eviction(Arc::downgrade(&fleet), every));
         Ok(fleet)

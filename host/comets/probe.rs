@@ -91,7 +91,7 @@ async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin, within: Duration) ->
         TLS (`https://`), and whether it asks for a client's certificate (`[comets.tls] certificate`)";
     let answer = async {
         let (_sender, mut connection) = h2::client::Builder::new().handshake::<_, &[u8]>(stream).await?;
-        let mut pings = connection.ping_pong().context("the first of its kind")?;
+        let mut pings = connection.ping_pong().context("a connection has one handle for pings")?;
         tokio::select! {
             answer = pings.ping(h2::Ping::opaque()) => answer.map(drop).map_err(anyhow::Error::from),
             ended = connection => Err(ended.err().map_or_else(|| anyhow::anyhow!("it hung up"), Into::into)),

@@ -30,7 +30,7 @@ impl AccessDenied {
         Self { reason, status, why: why.into(), token: None, retry_after: None }
     }
 
-    /// What is not allowed, whoever asks.
+    /// What no client may do.
     pub(crate) fn forbidden(reason: RefusalReason, why: impl Into<String>) -> Self {
         Self::new(reason, StatusCode::FORBIDDEN, why)
     }

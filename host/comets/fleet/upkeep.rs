@@ -14,6 +14,7 @@ use crate::comets::discovery::Discovery;
 use crate::comets::node_list::NodeList;
 use crate::comets::store::{Sighting, Unavailable};
 use crate::message::CometAddr;
+use crate::reloaded;
 use crate::time::{millis, now_ms};
 
 /// How often sightings are exchanged with the store.
@@ -73,7 +74,16 @@ impl Fleet {
             tokio::time::sleep(every).await;
             let Some(fleet) = fleet.upgrade() else { return };
             fleet.evict_idle();
-            fleet.tls.look().await;
+        }
+    }
+
+    /// Looks at the files of `[comets.tls]` also while nobody connects. A task of its own: their file system
+    /// may hang.
+    pub(super) async fn run_tls_watch(fleet: Weak<Self>) {
+        loop {
+            tokio::time::sleep(reloaded::INTERVAL).await;
+            let Some(tls) = fleet.upgrade().map(|fleet| Arc::clone(&fleet.tls)) else { return };
+            tls.look().await;
         }
     }
 
