@@ -63,9 +63,9 @@
 //! Every module may use [`telemetry`], [`panics`], [`stalls`] (the work that is being retried, and the
 //! records that it holds), `files` (the only module that reads files), and some small tools: `sync` (locks
 //! that models can check), `schema` (values of the configuration in its JSON schema), [`mistake`] (what is wrong
-//! with them), `backoff`, `expiring` (a map whose values expire), `reloaded` (files that are read again when they change), `blocking` (blocking
-//! work outside of async tasks), `tls` (certificates) and `time`. `fuzzing` exists in tests and with its
-//! feature only: the entry points of the fuzz targets.
+//! with them), `backoff`, `expiring` (a map whose values expire), `reloaded` (files that are read again when
+//! they change), `blocking` (blocking work outside of async tasks), `tls` (certificates) and `time`. `fuzzing`
+//! exists in tests and with its feature only: the entry points of the fuzz targets.
 //!
 //! `tests/layers.rs` enforces these dependencies. It also forbids cycles between files.
 //!

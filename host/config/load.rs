@@ -40,8 +40,8 @@ pub struct ConfigReport {
 }
 
 impl ConfigReport {
-    /// Adds mistakes that were found later, in the order of their lines. One about a key that is mistaken already, or that was derived
-    /// from such a key, is left out: it may follow from the default in its place.
+    /// Adds mistakes that were found later, in the order of their lines. One about a key that is mistaken
+    /// already, or that was derived from such a key, is left out: it may follow from the default in its place.
     pub fn add(&mut self, found: impl IntoIterator<Item = Mistake>) {
         let found = self.located(found);
         self.mistakes.extend(found);
